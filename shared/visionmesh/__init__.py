@@ -1,0 +1,1 @@
+"""The one library that the services of visionmesh share."""

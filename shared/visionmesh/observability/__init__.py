@@ -1,0 +1,1 @@
+"""Logs, metrics, tracing and health: what an operator sees of a process."""

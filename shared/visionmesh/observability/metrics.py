@@ -1,0 +1,60 @@
+"""The closed list of metrics. A metric that is not here does not exist.
+
+Names follow Prometheus: base units, `_total` for counters. Labels are few and bounded: never an image id.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram, Info
+
+# From a no-op step to a picture that meets its deadline; the seeds' 15, 25, 45 and 50 ms are boundaries.
+_SECONDS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.045, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0
+)  # fmt: skip
+_BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+# Worker
+CONSUMED: Final = Counter("mesh_messages_consumed_total", "Messages taken from a topic.", ["worker", "topic"])
+FINISHED: Final = Counter(
+    "mesh_messages_finished_total", "Messages brought to an end, by outcome (done, skipped, failed).",
+    ["worker", "outcome"],
+)  # fmt: skip
+DEAD_LETTERS: Final = Counter(
+    "mesh_dead_letters_total", "Messages put on a dead-letter topic, by reason.", ["worker", "code"]
+)
+RETRIES: Final = Counter(
+    "mesh_retries_total", "Waits for a server that was away, by server.", ["worker", "server"]
+)
+IN_FLIGHT: Final = Gauge("mesh_messages_in_flight", "Messages taken and not yet committed.", ["worker"])
+PARTITIONS: Final = Gauge("mesh_partitions_assigned", "Partitions this replica owns.", ["worker"])
+BATCH_SIZE: Final = Histogram("mesh_batch_size", "Messages handed to the step at once.", ["worker"], buckets=_BATCH)
+STEP_SECONDS: Final = Histogram("mesh_step_seconds", "Time in the step, per batch.", ["worker"], buckets=_SECONDS)
+STORE_SECONDS: Final = Histogram(
+    "mesh_store_seconds", "Time to write a batch to Postgres.", ["worker"], buckets=_SECONDS
+)
+PUBLISH_SECONDS: Final = Histogram(
+    "mesh_publish_seconds", "Time until the broker acknowledged a batch.", ["worker"], buckets=_SECONDS
+)
+AGE_SECONDS: Final = Histogram(
+    "mesh_message_age_seconds", "Age of a message when its results were stored: record timestamp to commit.",
+    ["worker"], buckets=_SECONDS,
+)  # fmt: skip
+
+# Ingest
+UPLOADS: Final = Counter("mesh_uploads_total", "Uploaded files, by outcome (accepted, duplicate, rejected, failed).", ["outcome"])
+UPLOAD_BYTES: Final = Counter("mesh_upload_bytes_total", "Bytes of accepted pictures.")
+UPLOAD_SECONDS: Final = Histogram("mesh_upload_seconds", "Time to take one uploaded file.", buckets=_SECONDS)
+OUTBOX_PENDING: Final = Gauge("mesh_outbox_pending", "Uploads stored and not yet published.")
+
+# Every service
+HTTP_REQUESTS: Final = Counter("mesh_http_requests_total", "HTTP requests.", ["service", "route", "status"])
+HTTP_SECONDS: Final = Histogram("mesh_http_seconds", "Time to answer an HTTP request.", ["service", "route"], buckets=_SECONDS)
+OBJECT_STORE_SECONDS: Final = Histogram(
+    "mesh_object_store_seconds", "Time of one object-store call.", ["operation"], buckets=_SECONDS
+)
+ISOLATED_RESTARTS: Final = Counter(
+    "mesh_isolated_restarts_total", "Child processes replaced, by reason (crash, deadline, memory, recycled).", ["reason"]
+)
+MODEL: Final = Info("mesh_model", "The model this process answers with.")

@@ -1,0 +1,71 @@
+"""What workers find, and the port through which it reaches the database.
+
+A row is a plain value; `ResultStore` writes many of them in one transaction. Every write is an
+idempotent upsert: the same rows written twice leave the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+OutcomeState = Literal["running", "done", "skipped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesRow:
+    """Table `image_features`, one per image. `model` is `name@version` of the extractor."""
+
+    image_id: str
+    descriptors: tuple[float, ...]
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRow:
+    """Table `predictions`, one per image and classifier.
+
+    probabilities: one per label, in the order of `labels`.
+    latency_ms: inference time of this picture: the batch's time divided by its size.
+    """
+
+    image_id: str
+    classifier: str
+    label: str
+    confidence: float
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    model: str
+    model_version: str
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRow:
+    """Table `task_outcomes`, one per image and worker: what became of a piece of work.
+
+    error: `code: reason` when `failed` or `skipped`, else None.
+    """
+
+    image_id: str
+    worker: str
+    state: OutcomeState
+    error: str | None = None
+
+
+Row = FeaturesRow | PredictionRow | OutcomeRow
+
+
+class ResultStore(Protocol):
+    """Where workers write. Raises `Unavailable("database", …)` when the server is away."""
+
+    def begin(self, worker: str, image_ids: Sequence[str]) -> list[int]:
+        """Writes down, before native code runs, that `worker` is about to try these images.
+
+        Returns the number of this attempt for each, from 1; an image whose last attempt came to an end
+        starts from 1 again. Committed on return, so that it survives the death of the caller.
+        """
+
+    def save(self, rows: Sequence[Row]) -> None:
+        """Writes all rows in one transaction; of two rows with one key the later one stays."""
