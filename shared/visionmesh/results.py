@@ -60,12 +60,21 @@ Row = FeaturesRow | PredictionRow | OutcomeRow
 class ResultStore(Protocol):
     """Where workers write. Raises `Unavailable("database", …)` when the server is away."""
 
-    def begin(self, worker: str, image_ids: Sequence[str]) -> list[int]:
+    def interrupted(self, worker: str, image_ids: Sequence[str]) -> list[int]:
+        """For each image, how many attempts of `worker` began since the last one that came to an end.
+
+        Anything above 0 means that the process died in the middle: of this picture, or of a neighbour.
+        """
+
+    def begin(self, worker: str, image_ids: Sequence[str]) -> None:
         """Writes down, before native code runs, that `worker` is about to try these images.
 
-        Returns the number of this attempt for each, from 1; an image whose last attempt came to an end
-        starts from 1 again. Committed on return, so that it survives the death of the caller.
+        Committed on return, so that it survives the death of the caller. Adds 1 to `interrupted` until a
+        final `OutcomeRow` is saved, which sets it to 0.
         """
+
+    def withdraw(self, worker: str, image_ids: Sequence[str]) -> None:
+        """Takes one `begin` back: nothing was tried, because a server was away."""
 
     def save(self, rows: Sequence[Row]) -> None:
         """Writes all rows in one transaction; of two rows with one key the later one stays."""
