@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,7 +23,7 @@ C = TypeVar("C", bound=msgspec.Struct)
 class Outgoing:
     """A message to publish: `value` is the topic's contract, its key field the record's key."""
 
-    topic: Topic
+    topic: Topic[Any]
     value: msgspec.Struct
 
 

@@ -1,0 +1,332 @@
+"""The thin module over confluent-kafka: consumers, a publisher that knows success from silence, topics."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Final, Protocol
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from visionmesh.errors import Unavailable
+from visionmesh.settings import Settings, get_settings
+from visionmesh.topics import (
+    DEAD_LETTER_MAX_BYTES,
+    DEAD_LETTER_RETENTION_MS,
+    PARTITIONS,
+    TOPICS,
+    dead_letter_topics,
+)
+
+log = structlog.get_logger()
+
+# The broker's word that a record, not the world, is at fault. Anything else is worth another try.
+_RECORD_ERRORS: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD})
+
+# flush() is called in slices so that a stopping process is not held for a whole message timeout.
+_FLUSH_SLICE_SECONDS: Final = 0.2
+
+_PING_SECONDS: Final = 2.0
+
+Header = tuple[str, bytes]
+Delivered = Callable[[str | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record to publish: bytes only, its partition chosen by the key."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[Header, ...] = ()
+
+
+class Publisher(Protocol):
+    """What the worker loop needs to publish; `KafkaPublisher`, or the double in `visionmesh.testing`."""
+
+    def publish(
+        self, records: Sequence[Record], give_up: Callable[[], bool] = lambda: False
+    ) -> Mapping[int, str]:
+        """Publishes and waits until the broker acknowledged every record.
+
+        Returns the records that no broker will ever take, as index → reason; empty when all is well.
+        Raises `Unavailable` when others were not acknowledged: publish the batch again (a record may then
+        be there twice, which every reader of the mesh bears).
+        """
+
+
+def client_config(settings: Settings) -> dict[str, Any]:
+    """What every client of the mesh shares."""
+    return {
+        "bootstrap.servers": settings.kafka_bootstrap,
+        # The broker is waited for; a line per refused connection would drown the log.
+        "log.connection.close": False,
+        "reconnect.backoff.max.ms": 1000,
+        "socket.keepalive.enable": True,
+    }
+
+
+def consumer_config(settings: Settings, group: str) -> dict[str, Any]:
+    """Settings of a worker's consumer; the reasons stand in the design's Kafka facts."""
+    config = client_config(settings) | {
+        "group.id": group,
+        "group.protocol": settings.kafka_group_protocol,
+        # Both off: an offset is stored only after the results are, and a stored offset of a partition
+        # that was lost is refused by the client instead of rewinding its new owner.
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        "fetch.wait.max.ms": settings.kafka_fetch_wait_max_ms,
+        # pause() throws the prefetched records away: what is fetched again stays small.
+        "queued.min.messages": 2048,
+        "fetch.queue.backoff.ms": 10,
+    }
+    if settings.kafka_group_protocol == "classic":
+        config |= {
+            "session.timeout.ms": settings.kafka_session_timeout_ms,
+            "heartbeat.interval.ms": settings.kafka_heartbeat_interval_ms,
+            "partition.assignment.strategy": "cooperative-sticky",
+        }
+    return config
+
+
+def producer_config(settings: Settings) -> dict[str, Any]:
+    """Settings of every producer: nothing is acknowledged before it is safe, nothing is reordered."""
+    return client_config(settings) | {
+        "enable.idempotence": True,
+        "acks": "all",
+        "compression.type": "zstd",
+        "linger.ms": 2,
+        "message.max.bytes": DEAD_LETTER_MAX_BYTES,
+        "message.timeout.ms": settings.kafka_message_timeout_ms,
+    }
+
+
+def open_consumer(settings: Settings, group: str, **overrides: Any) -> Consumer:
+    """A consumer of `group` that commits nothing by itself."""
+    return Consumer(consumer_config(settings, group) | overrides)
+
+
+class KafkaPublisher:
+    """Publishes records and tells success from silence. Safe to share between threads."""
+
+    def __init__(self, settings: Settings, **overrides: Any) -> None:
+        self._config = producer_config(settings) | overrides
+        self._lock = Lock()
+        self._producer = Producer(self._config)
+
+    def send(self, record: Record, on_delivery: Delivered) -> None:
+        """Queues one record and returns; `on_delivery(None | error text)` is called by a later `poll`.
+
+        Raises `Unavailable` when the local queue is full, which happens only while Kafka is away.
+        """
+        self._produce(record, lambda error, _: on_delivery(None if error is None else error.str()))
+
+    def poll(self, timeout: float) -> None:
+        """Serves the delivery reports of `send`, waiting up to `timeout` seconds for the first."""
+        self._producer.poll(timeout)
+
+    def publish(
+        self, records: Sequence[Record], give_up: Callable[[], bool] = lambda: False
+    ) -> Mapping[int, str]:
+        """See `Publisher`. Records are acknowledged together or, when one is too large, one by one:
+        the broker refuses the whole batch that a too large record travelled in."""
+        failed = self._publish(records, range(len(records)), give_up)
+        refused: dict[int, str] = {}
+        for index in sorted(failed):
+            if failed[index].code() not in _RECORD_ERRORS:
+                continue
+            alone = self._publish(records, [index], give_up).get(index)
+            if alone is None:
+                del failed[index]
+            else:
+                failed[index] = alone
+                if alone.code() in _RECORD_ERRORS:
+                    refused[index] = alone.str()
+        for index, error in failed.items():
+            if index not in refused:
+                raise _unavailable(error)
+        return refused
+
+    def ping(self) -> None:
+        """Raises `Unavailable` unless a broker answers."""
+        try:
+            self._producer.list_topics(timeout=_PING_SECONDS)
+        except KafkaException as error:
+            raise _unavailable(error.args[0]) from error
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Waits up to `timeout` seconds for what is still on its way."""
+        self._producer.flush(timeout)
+
+    def _publish(
+        self, records: Sequence[Record], indices: Sequence[int], give_up: Callable[[], bool]
+    ) -> dict[int, KafkaError]:
+        """One try of these records; what was not acknowledged, as index → error."""
+        waiting = set(indices)
+        failed: dict[int, KafkaError] = {}
+
+        def report_of(index: int) -> Callable[[KafkaError | None, Any], None]:
+            def report(error: KafkaError | None, _: Any) -> None:
+                waiting.discard(index)
+                if error is not None:
+                    failed[index] = error
+
+            return report
+
+        for index in indices:
+            try:
+                self._produce(records[index], report_of(index))
+            except KafkaException as error:
+                waiting.discard(index)
+                failed[index] = error.args[0]
+        # flush() returning 0 would only say that the queue is empty; the reports say what became of it.
+        while waiting:
+            self._producer.flush(_FLUSH_SLICE_SECONDS)
+            if waiting and give_up():
+                raise Unavailable("kafka", "stopped while waiting for an acknowledgement")
+        return failed
+
+    def _produce(self, record: Record, report: Callable[[KafkaError | None, Any], None]) -> None:
+        headers = list(record.headers) or None
+        for _ in range(2):
+            producer = self._producer
+            try:
+                producer.produce(
+                    record.topic, record.value, record.key, headers=headers, on_delivery=report
+                )
+            except BufferError as error:
+                raise Unavailable("kafka", "the producer's queue is full") from error
+            except KafkaException as error:
+                # A fatal idempotence error shows as _FATAL here (its own .fatal() is False); only a new
+                # producer goes on.
+                if error.args[0].code() != KafkaError._FATAL:
+                    raise
+                self._replace(producer)
+            else:
+                return
+        raise Unavailable("kafka", "the producer failed twice in a row")
+
+    def _replace(self, broken: Producer) -> None:
+        with self._lock:
+            if self._producer is broken:
+                log.warning("producer_replaced")
+                self._producer = Producer(self._config)
+
+
+def _unavailable(error: KafkaError) -> Unavailable:
+    if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+        return Unavailable("kafka", f"{error.str()} (create the topics with `mesh topics create`)")
+    return Unavailable("kafka", error.str())
+
+
+@dataclass(frozen=True)
+class PartitionOffsets:
+    """One partition as a group sees it. `committed` is None where the group never committed."""
+
+    partition: int
+    low: int
+    high: int
+    committed: int | None
+
+    @property
+    def lag(self) -> int:
+        """Messages that the group has not finished."""
+        return self.high - (self.low if self.committed is None else max(self.committed, self.low))
+
+
+def partition_offsets(settings: Settings, topic: str, group: str) -> list[PartitionOffsets]:
+    """Watermarks and committed offsets of every partition. Raises `Unavailable`."""
+    consumer = Consumer(client_config(settings) | {"group.id": group, "enable.auto.commit": False})
+    try:
+        metadata = consumer.list_topics(topic, timeout=5).topics[topic]
+        if metadata.error is not None:
+            raise _unavailable(metadata.error)
+        partitions = [TopicPartition(topic, number) for number in sorted(metadata.partitions)]
+        found = []
+        for position in consumer.committed(partitions, timeout=5):
+            low, high = consumer.get_watermark_offsets(position, timeout=5)
+            committed = position.offset if position.offset >= 0 else None
+            found.append(PartitionOffsets(position.partition, low, high, committed))
+        return found
+    except KafkaException as error:
+        raise _unavailable(error.args[0]) from error
+    finally:
+        consumer.close()
+
+
+def create_topics(settings: Settings, *, wait_seconds: float = 60.0) -> list[str]:
+    """Creates the topics of the table and their dead-letter topics; returns the names that were new.
+
+    Waits for the broker up to `wait_seconds`, then raises `Unavailable`. Topics that exist are left as
+    they are.
+    """
+    wanted = [
+        NewTopic(
+            topic.name,
+            num_partitions=topic.partitions,
+            replication_factor=1,
+            config={
+                "retention.ms": str(topic.retention_ms),
+                "max.message.bytes": str(topic.max_message_bytes),
+            },
+        )
+        for topic in TOPICS
+    ] + [
+        NewTopic(
+            name,
+            num_partitions=PARTITIONS,
+            replication_factor=1,
+            config={
+                "retention.ms": str(DEAD_LETTER_RETENTION_MS),
+                "max.message.bytes": str(DEAD_LETTER_MAX_BYTES),
+            },
+        )
+        for name in dead_letter_topics()
+    ]
+    admin = AdminClient(client_config(settings))
+    _wait_for_broker(admin, wait_seconds)
+    created = []
+    for name, future in admin.create_topics(wanted, request_timeout=30).items():
+        try:
+            future.result()
+            created.append(name)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise _unavailable(error.args[0]) from error
+    return created
+
+
+def _wait_for_broker(admin: AdminClient, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            admin.list_topics(timeout=_PING_SECONDS)
+            return
+        except KafkaException as error:
+            if time.monotonic() > deadline:
+                raise _unavailable(error.args[0]) from error
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m visionmesh.kafka create-topics`: what the one-shot `topics` container runs."""
+    if list(arguments) != ["create-topics"]:
+        print("usage: python -m visionmesh.kafka create-topics", file=sys.stderr)
+        return 2
+    try:
+        print(json.dumps({"created": create_topics(get_settings())}))
+    except Unavailable as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

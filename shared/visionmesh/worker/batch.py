@@ -1,0 +1,342 @@
+"""What happens to one batch, on the worker thread: decode → step → store → publish.
+
+Each message comes to exactly one end: done, skipped, or failed with a dead letter. A server that is away
+is waited for here, so that the loop can go on polling.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+import structlog
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
+
+from visionmesh.contracts import is_image_id
+from visionmesh.errors import Rejected, Unavailable
+from visionmesh.kafka import Publisher, Record
+from visionmesh.observability import metrics
+from visionmesh.results import OutcomeRow, OutcomeState, ResultStore, Row
+from visionmesh.topics import Topic
+from visionmesh.worker.dead_letters import Failure, dead_letter
+from visionmesh.worker.retry import until_available
+from visionmesh.worker.step import Done, Skipped, Step, Verdict
+
+log = structlog.get_logger()
+
+C = TypeVar("C", bound=msgspec.Struct)
+T = TypeVar("T")
+
+# A bug is tried this often again before it is believed: it may have been a passing state of the process.
+_BUG_RETRIES: Final = 2
+
+_TRACEPARENT: Final = "traceparent"
+
+
+@dataclass(slots=True)
+class _Item(Generic[C]):
+    """A message on its way through the batch."""
+
+    message: Message
+    value: C | None = None
+    image_id: str | None = None
+    verdict: Verdict | None = None
+    attempts: int = 1
+    first_failed_at: float | None = None
+    traceback: str | None = None
+
+
+@dataclass(slots=True)
+class _Publication:
+    """The records of a batch, each with the item it came from (None for a dead letter)."""
+
+    records: list[Record] = field(default_factory=list)
+    items: list[_Item[Any] | None] = field(default_factory=list)
+
+
+class BatchRunner(Generic[C]):
+    """Brings the messages of one batch to their end. One batch at a time; not thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        topic: Topic[C],
+        step: Step[C],
+        publisher: Publisher,
+        store: ResultStore | None,
+        record_attempts: bool,
+        max_attempts: int,
+        stop: Event,
+    ) -> None:
+        self._name = name
+        self._topic = topic
+        self._dead_letters = topic.dead_letters(name)
+        self._decoder = msgspec.json.Decoder(topic.contract)
+        self._encode = msgspec.json.Encoder().encode
+        self._step = step
+        self._publisher = publisher
+        self._store = store
+        self._record_attempts = record_attempts and store is not None
+        self._max_attempts = max_attempts
+        self._stop = stop
+        self._keyed_by_image = topic.key == "image_id"
+        self.waiting_for: Unavailable | None = None
+
+    def run(self, messages: Sequence[Message]) -> None:
+        """Raises `Stopped` when the worker is to stop while a server is away."""
+        items = [self._decode(message) for message in messages]
+        for group in self._groups(items):
+            self._run_group(group)
+
+    def _decode(self, message: Message) -> _Item[C]:
+        item: _Item[C] = _Item(message)
+        try:
+            item.value = self._decoder.decode(message.value() or b"")
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            item.verdict = Rejected("invalid_message", f"not a {self._topic.contract.__name__}: {error}")
+            item.image_id = self._image_id_of(message)
+        else:
+            item.image_id = getattr(item.value, "image_id", None) if self._keyed_by_image else None
+        return item
+
+    def _image_id_of(self, message: Message) -> str | None:
+        """The image that an undecodable message speaks of, so that its failure can be shown."""
+        if not self._keyed_by_image:
+            return None
+        try:
+            found = msgspec.json.decode(message.value() or b"", type=dict[str, Any]).get("image_id")
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        return found if isinstance(found, str) and is_image_id(found) else None
+
+    def _groups(self, items: Sequence[_Item[C]]) -> list[Sequence[_Item[C]]]:
+        """The whole batch, or, after a death, those that were in flight one by one: so the guilty one
+        is told apart from its neighbours, which do not lose their attempts with it."""
+        store = self._store
+        undecided = [item for item in items if item.verdict is None]
+        if not self._record_attempts or store is None or not undecided:
+            return [items]
+        ids = [item.image_id or "" for item in undecided]
+        interrupted = self._patiently(lambda: store.interrupted(self._name, ids))
+        suspects = []
+        for item, deaths in zip(undecided, interrupted, strict=True):
+            item.attempts = deaths + 1
+            if deaths >= self._max_attempts:
+                item.attempts = deaths
+                item.verdict = Rejected(
+                    "worker_died", f"the worker died {deaths} times while it worked on this message"
+                )
+            elif deaths:
+                suspects.append(item)
+        alone = {id(item) for item in suspects}
+        rest = [item for item in items if id(item) not in alone]
+        return ([rest] if rest else []) + [[item] for item in suspects]
+
+    def _run_group(self, items: Sequence[_Item[C]]) -> None:
+        undecided = [item for item in items if item.verdict is None]
+        if undecided:
+            metrics.BATCH_SIZE.labels(self._name).observe(len(undecided))
+            started = time.perf_counter()
+            self._decide(undecided)
+            metrics.STEP_SECONDS.labels(self._name).observe(time.perf_counter() - started)
+        self._save(items)
+        self._publish(items)
+        now = time.time()
+        for item in items:
+            verdict = item.verdict
+            state = _state(verdict)
+            metrics.FINISHED.labels(self._name, state).inc()
+            kind, milliseconds = item.message.timestamp()
+            if kind != TIMESTAMP_NOT_AVAILABLE:
+                metrics.AGE_SECONDS.labels(self._name).observe(max(0.0, now - milliseconds / 1000))
+            if isinstance(verdict, Rejected):
+                metrics.DEAD_LETTERS.labels(self._name, verdict.code).inc()
+                log.warning(
+                    "dead_letter",
+                    worker=self._name,
+                    image_id=item.image_id,
+                    code=verdict.code,
+                    reason=verdict.reason,
+                    partition=item.message.partition(),
+                    offset=item.message.offset(),
+                    traceback=item.traceback,
+                )
+
+    # Step
+
+    def _decide(self, items: Sequence[_Item[C]]) -> None:
+        """Gives every item its verdict; a bug is narrowed down to its message by bisection."""
+        try:
+            verdicts = self._call_step(items)
+        except Rejected as error:
+            if len(items) == 1:
+                items[0].verdict = error
+                return
+        except Exception:
+            if len(items) == 1:
+                self._decide_bug(items[0])
+                return
+            log.exception("step_failed", worker=self._name, batch=len(items))
+        else:
+            for item, verdict in zip(items, verdicts, strict=True):
+                item.verdict = verdict
+            return
+        middle = len(items) // 2
+        self._decide(items[:middle])
+        self._decide(items[middle:])
+
+    def _decide_bug(self, item: _Item[C]) -> None:
+        """The guilty message: tried again, then a dead letter with the traceback."""
+        item.first_failed_at = time.time()
+        for _ in range(_BUG_RETRIES):
+            item.attempts += 1
+            try:
+                (item.verdict,) = self._call_step([item])
+                return
+            except Rejected as error:
+                item.verdict = error
+                return
+            except Exception as error:
+                item.traceback = traceback.format_exc()
+                item.verdict = Rejected("bug", f"{type(error).__name__}: {error}")
+
+    def _call_step(self, items: Sequence[_Item[C]]) -> Sequence[Verdict]:
+        values = [item.value for item in items if item.value is not None]
+        store = self._store
+        ids = [item.image_id for item in items if item.image_id is not None]
+
+        def attempt() -> Sequence[Verdict]:
+            if not self._record_attempts or store is None:
+                return self._step(values)
+            store.begin(self._name, ids)
+            try:
+                return self._step(values)
+            except Exception:
+                # The process lives. Only attempts that end it count, so that a message that waits for a
+                # server, through any number of restarts, does not use up its three.
+                store.withdraw(self._name, ids)
+                raise
+
+        verdicts = self._patiently(attempt)
+        if len(verdicts) != len(values):
+            raise ValueError(f"the step returned {len(verdicts)} verdicts for {len(values)} messages")
+        return verdicts
+
+    # Store
+
+    def _save(self, items: Sequence[_Item[C]]) -> None:
+        store = self._store
+        if store is None:
+            return
+        started = time.perf_counter()
+        try:
+            self._patiently(lambda: store.save([row for item in items for row in self._rows(item)]))
+        except Exception as error:
+            if len(items) > 1:
+                for item in items:
+                    self._save([item])
+                return
+            # These rows can't be written at all, and the store is there: the message's own fault.
+            item = items[0]
+            if _state(item.verdict) == "failed":
+                raise
+            item.first_failed_at = time.time()
+            item.traceback = traceback.format_exc()
+            item.verdict = Rejected("cannot_store", f"{type(error).__name__}: {error}")
+            self._save(items)
+        metrics.STORE_SECONDS.labels(self._name).observe(time.perf_counter() - started)
+
+    def _rows(self, item: _Item[C]) -> list[Row]:
+        verdict = item.verdict
+        rows: list[Row] = list(verdict.rows) if isinstance(verdict, Done) else []
+        if item.image_id is not None:
+            error = None
+            if isinstance(verdict, Skipped):
+                error = verdict.reason
+            elif isinstance(verdict, Rejected):
+                # Postgres text takes no NUL, and a reason may quote the message.
+                error = f"{verdict.code}: {verdict.reason}".replace("\0", "\\0")
+            rows.append(OutcomeRow(item.image_id, self._name, _state(verdict), error))
+        return rows
+
+    # Publish
+
+    def _publish(self, items: Sequence[_Item[C]]) -> None:
+        batch = _Publication()
+        for item in items:
+            verdict = item.verdict
+            if isinstance(verdict, Rejected):
+                batch.records.append(self._letter(item, verdict))
+                batch.items.append(None)
+            elif isinstance(verdict, Done):
+                for message in verdict.messages:
+                    key = getattr(message.value, message.topic.key).encode()
+                    batch.records.append(
+                        Record(message.topic.name, key, self._encode(message.value), _trace(item.message))
+                    )
+                    batch.items.append(item)
+        if not batch.records:
+            return
+        started = time.perf_counter()
+        refused = self._patiently(
+            lambda: self._publisher.publish(batch.records, give_up=self._stop.is_set)
+        )
+        metrics.PUBLISH_SECONDS.labels(self._name).observe(time.perf_counter() - started)
+        self._bury(batch, refused)
+
+    def _bury(self, batch: _Publication, refused: Any) -> None:
+        """What no broker will take: its message fails, visibly, instead of blocking the topic."""
+        guilty: dict[int, _Item[Any]] = {}
+        for index, reason in refused.items():
+            item = batch.items[index]
+            if item is None:
+                log.error("dead_letter_refused", worker=self._name, reason=reason)
+                continue
+            item.verdict = Rejected("cannot_publish", reason)
+            guilty[id(item)] = item
+        if guilty:
+            self._save(list(guilty.values()))
+            self._publish(list(guilty.values()))
+
+    def _letter(self, item: _Item[C], verdict: Rejected) -> Record:
+        now = time.time()
+        failure = Failure(
+            verdict.code,
+            verdict.reason,
+            item.attempts,
+            item.first_failed_at or now,
+            now,
+            item.traceback,
+        )
+        return dead_letter(item.message, self._dead_letters, self._name, failure)
+
+    # Waiting
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        try:
+            return until_available(work, self._stop, self._on_wait)
+        finally:
+            self.waiting_for = None
+
+    def _on_wait(self, error: Unavailable) -> None:
+        if self.waiting_for is None:
+            log.warning("waiting", worker=self._name, server=error.server, reason=error.reason)
+        self.waiting_for = error
+        metrics.RETRIES.labels(self._name, error.server).inc()
+
+
+def _state(verdict: Verdict | None) -> OutcomeState:
+    if isinstance(verdict, Rejected):
+        return "failed"
+    return "skipped" if isinstance(verdict, Skipped) else "done"
+
+
+def _trace(message: Message) -> tuple[tuple[str, bytes], ...]:
+    """The trace context of the message, handed on to what came of it; only sampled records carry one."""
+    return tuple((name, value) for name, value in message.headers() or () if name == _TRACEPARENT)

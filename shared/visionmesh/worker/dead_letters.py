@@ -1,0 +1,177 @@
+"""Dead letters: what they carry, how they are read and sent home.
+
+A dead letter holds the original key and bytes; headers say where it came from and what went wrong. It is
+at-least-once like everything else: readers tell two letters of one message apart from two messages by
+origin topic, partition and offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from confluent_kafka import Consumer, Message, TopicPartition
+
+from visionmesh.errors import Unavailable
+from visionmesh.kafka import KafkaPublisher, Record, client_config
+from visionmesh.settings import Settings
+
+# A traceback is for people; the end of it names the cause. The letter must fit its topic.
+_TRACEBACK_BYTES: Final = 8 * 1024
+
+_PREFIX: Final = "x-"
+
+# The group whose committed offsets say which letters were sent home already.
+REPLAY_GROUP: Final = "mesh-dlq-replay"
+
+_READ_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a message could not be processed. Times are UNIX seconds."""
+
+    code: str
+    reason: str
+    attempts: int
+    first_failed_at: float
+    last_failed_at: float
+    traceback: str | None = None
+
+
+def dead_letter(message: Message, topic: str, worker: str, failure: Failure) -> Record:
+    """The record for `topic` that holds `message` and says why it failed."""
+    headers: dict[str, str] = {
+        "x-original-topic": message.topic(),
+        "x-original-partition": str(message.partition()),
+        "x-original-offset": str(message.offset()),
+        "x-worker": worker,
+        "x-error-code": failure.code,
+        "x-error": failure.reason,
+        "x-attempts": str(failure.attempts),
+        "x-first-failure-at": _iso(failure.first_failed_at),
+        "x-last-failure-at": _iso(failure.last_failed_at),
+    }
+    if failure.traceback is not None:
+        headers["x-traceback"] = failure.traceback.encode()[-_TRACEBACK_BYTES:].decode(errors="replace")
+    kept = tuple((name, value) for name, value in message.headers() or () if not name.startswith(_PREFIX))
+    return Record(
+        topic,
+        message.key(),
+        message.value(),
+        kept + tuple((name, value.encode(errors="replace")) for name, value in headers.items()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A dead letter as read back. `replayed` says whether it was sent home already."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Mapping[str, str]
+    trace: tuple[tuple[str, bytes], ...]
+    replayed: bool
+
+    @property
+    def origin(self) -> tuple[str, str, str]:
+        """Topic, partition and offset of the original message, which name it once and for all."""
+        return (
+            self.headers.get("x-original-topic", ""),
+            self.headers.get("x-original-partition", ""),
+            self.headers.get("x-original-offset", ""),
+        )
+
+    def record(self) -> Record:
+        """The original message, as it was before it failed."""
+        return Record(self.origin[0], self.key, self.value, self.trace)
+
+
+def read_dead_letters(settings: Settings, topic: str) -> Iterator[DeadLetter]:
+    """Every letter of a dead-letter topic, partition by partition, oldest first. Raises `Unavailable`."""
+    consumer = Consumer(
+        client_config(settings)
+        | {
+            "group.id": REPLAY_GROUP,
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 10,
+        }
+    )
+    try:
+        metadata = consumer.list_topics(topic, timeout=_READ_SECONDS).topics[topic]
+        partitions = [TopicPartition(topic, number) for number in sorted(metadata.partitions)]
+        for position in consumer.committed(partitions, timeout=_READ_SECONDS) if partitions else []:
+            low, high = consumer.get_watermark_offsets(position, timeout=_READ_SECONDS)
+            if high > low:
+                yield from _read_partition(consumer, topic, position, low, high)
+    finally:
+        consumer.close()
+
+
+def _read_partition(
+    consumer: Consumer, topic: str, position: TopicPartition, low: int, high: int
+) -> Iterator[DeadLetter]:
+    consumer.assign([TopicPartition(topic, position.partition, low)])
+    while True:
+        message = consumer.poll(_READ_SECONDS)
+        if message is None:
+            raise Unavailable("kafka", f"no answer while reading {topic}")
+        if message.error() is not None:
+            return  # the end of the partition
+        headers = message.headers() or []
+        yield DeadLetter(
+            topic,
+            message.partition(),
+            message.offset(),
+            message.key(),
+            message.value(),
+            {n: v.decode(errors="replace") for n, v in headers if n.startswith(_PREFIX)},
+            tuple((n, v) for n, v in headers if not n.startswith(_PREFIX)),
+            replayed=message.offset() < position.offset,
+        )
+        if message.offset() >= high - 1:
+            return
+
+
+def replay(settings: Settings, topic: str, *, limit: int | None = None) -> int:
+    """Publishes the letters that were not yet sent home to the topics they came from; returns how many.
+
+    A second letter of the same message is passed over. Killed half-way, the next replay sends again at
+    most what this one had not yet written down: readers bear a message twice.
+    """
+    publisher = KafkaPublisher(settings)
+    consumer = Consumer(client_config(settings) | {"group.id": REPLAY_GROUP, "enable.auto.commit": False})
+    done: dict[int, int] = {}
+    seen: set[tuple[str, str, str]] = set()
+    sent = 0
+    try:
+        for letter in read_dead_letters(settings, topic):
+            if letter.replayed:
+                seen.add(letter.origin)
+                continue
+            if limit is not None and sent >= limit:
+                break
+            if letter.origin not in seen:
+                refused = publisher.publish([letter.record()])
+                if refused:
+                    raise Unavailable("kafka", f"{letter.origin[0]} does not take it back: {refused[0]}")
+                seen.add(letter.origin)
+                sent += 1
+            done[letter.partition] = letter.offset + 1
+        return sent
+    finally:
+        if done:
+            offsets = [TopicPartition(topic, partition, offset) for partition, offset in done.items()]
+            consumer.commit(offsets=offsets, asynchronous=False)
+        consumer.close()
+        publisher.close()
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

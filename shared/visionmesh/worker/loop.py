@@ -1,0 +1,401 @@
+"""The loop of every service: consume → step → store → publish → commit.
+
+Effects happen here alone, in this order, for one batch after the other:
+
+1. poll up to `max_batch` messages; what cannot be decoded is a dead letter;
+2. run the step on a worker thread while the loop goes on polling, so that no rebalance waits for it;
+3. store all rows of the batch in one transaction (idempotent upserts);
+4. publish results and dead letters, each acknowledged by the broker;
+5. store the offsets and commit them, for the partitions that are still the ones the batch came from.
+
+A crash anywhere replays from the last commit, and the replay changes nothing: at-least-once delivery,
+effectively-once results.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import msgspec
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+
+from visionmesh.kafka import KafkaPublisher, Publisher, open_consumer
+from visionmesh.observability import metrics
+from visionmesh.results import ResultStore
+from visionmesh.settings import Settings
+from visionmesh.topics import Topic
+from visionmesh.worker.batch import BatchRunner
+from visionmesh.worker.retry import Stopped
+from visionmesh.worker.step import Step
+
+log = structlog.get_logger()
+
+C = TypeVar("C", bound=msgspec.Struct)
+
+# A step that outlasts this has its partitions paused. Pausing throws the prefetched records away, so it
+# must not happen on every batch; and a member that is silent much longer holds up every rebalance.
+GRACE_SECONDS: Final = 0.5
+
+# While a batch is under way and messages are still wanted: how often its end is looked for.
+_TICK_SECONDS: Final = 0.005
+_SLOW_TICK_SECONDS: Final = 0.05
+
+# After SIGTERM the partitions must move within 1 s: work that needs longer is given back.
+DRAIN_SECONDS: Final = 0.7
+
+# The client repeats an error event for as long as its cause lasts; after this it is taken to be over.
+_ERROR_SHOWN_SECONDS: Final = 10.0
+
+# How many batches may wait while one is under way.
+_BATCHES_AHEAD: Final = 2
+
+Partition = tuple[str, int]
+
+
+class ConsumerLike(Protocol):
+    """What the loop uses of `confluent_kafka.Consumer`; the double in `visionmesh.testing` has it too."""
+
+    def subscribe(
+        self, topics: list[str], on_assign: Any = ..., on_revoke: Any = ..., on_lost: Any = ...
+    ) -> None: ...
+    def poll(self, timeout: float = ...) -> Message | None: ...
+    def consume(self, num_messages: int = ..., timeout: float = ...) -> list[Message]: ...
+    def pause(self, partitions: list[TopicPartition]) -> None: ...
+    def resume(self, partitions: list[TopicPartition]) -> None: ...
+    def seek(self, partition: TopicPartition) -> None: ...
+    def position(self, partitions: list[TopicPartition]) -> list[TopicPartition]: ...
+    def store_offsets(self, message: Any = ..., offsets: list[TopicPartition] = ...) -> None: ...
+    def commit(self, message: Any = ..., offsets: Any = ..., asynchronous: bool = ...) -> Any: ...
+    def incremental_assign(self, partitions: list[TopicPartition]) -> None: ...
+    def incremental_unassign(self, partitions: list[TopicPartition]) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A batch under way: its messages and the epochs of the partitions they came from."""
+
+    messages: Sequence[Message]
+    epochs: dict[Partition, int]
+    started: float
+    future: Future[None]
+
+
+class _StepThread:
+    """One daemon thread that runs batches in turn. A pool of the standard library would keep the process
+    from ending until a step that hangs has ended."""
+
+    def __init__(self, name: str, run: Callable[[Sequence[Message]], None]) -> None:
+        self._run = run
+        self._work: SimpleQueue[tuple[Sequence[Message], Future[None]]] = SimpleQueue()
+        Thread(target=self._serve, name=name, daemon=True).start()
+
+    def submit(self, messages: Sequence[Message]) -> Future[None]:
+        future: Future[None] = Future()
+        self._work.put((messages, future))
+        return future
+
+    def _serve(self) -> None:
+        while True:
+            messages, future = self._work.get()
+            try:
+                self._run(messages)
+            except BaseException as error:  # handed to the loop, which decides
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+
+
+class Worker(Generic[C]):
+    """Runs one step over one topic in one consumer group, whose name is the worker's name."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        topic: Topic[C],
+        step: Step[C],
+        consumer: ConsumerLike,
+        publisher: Publisher,
+        store: ResultStore | None = None,
+        record_attempts: bool = False,
+        max_batch: int = 64,
+        max_wait: float = 0.1,
+        max_attempts: int = 3,
+    ) -> None:
+        """store: None for a step that returns no rows; then no outcomes are written either.
+        record_attempts: for steps that run native code, which may take the process with it.
+        max_wait: seconds one poll waits for a first message; a batch never waits to become full.
+        """
+        self.name = name
+        self._topic = topic
+        self._consumer = consumer
+        self._max_batch = max_batch
+        self._max_wait = max_wait
+        self._stop = Event()
+        self._runner = BatchRunner(
+            name=name,
+            topic=topic,
+            step=step,
+            publisher=publisher,
+            store=store,
+            record_attempts=record_attempts,
+            max_attempts=max_attempts,
+            stop=self._stop,
+        )
+        self._step_thread = _StepThread(f"{name}-step", self._runner.run)
+        self._buffer: deque[Message] = deque()
+        self._job: _Job | None = None
+        self._paused = False
+        # Every assignment of a partition gets a number of its own: work begun under an older one is not
+        # committed, for the partition may have been with another member in between.
+        self._epochs: dict[Partition, int] = {}
+        self._assignments = 0
+        self._delivered: dict[Partition, int] = {}
+        self._kafka_error: tuple[str, float] | None = None
+
+    @classmethod
+    def from_settings(
+        cls,
+        name: str,
+        topic: Topic[C],
+        step: Step[C],
+        settings: Settings,
+        *,
+        store: ResultStore | None,
+        record_attempts: bool = False,
+        max_batch: int | None = None,
+    ) -> Worker[C]:
+        """A worker on the real servers that `settings` name."""
+        return cls(
+            name=name,
+            topic=topic,
+            step=step,
+            consumer=open_consumer(settings, name),
+            publisher=KafkaPublisher(settings),
+            store=store,
+            record_attempts=record_attempts,
+            max_batch=max_batch or settings.worker_max_batch,
+            max_wait=settings.worker_max_wait_ms / 1000,
+            max_attempts=settings.worker_max_attempts,
+        )
+
+    def run(self) -> None:
+        """Works until `stop` is called; then gives the partitions back within a second."""
+        self._consumer.subscribe(
+            [self._topic.name],
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+        log.info("worker_started", worker=self.name, topic=self._topic.name)
+        try:
+            while not self._stop.is_set():
+                self._turn()
+            self._drain()
+        finally:
+            self._stop.set()
+            self._consumer.close()
+            log.info("worker_stopped", worker=self.name)
+
+    def stop(self) -> None:
+        """Asks the loop to end; safe to call from a signal handler or another thread."""
+        self._stop.set()
+
+    def status(self) -> dict[str, Any]:
+        """What `/ready` says of the worker: whether it can work, its partitions, what it waits for."""
+        waiting = self._runner.waiting_for
+        error = self._kafka_error
+        recent = error is not None and time.monotonic() - error[1] < _ERROR_SHOWN_SECONDS
+        reason = error[0] if error is not None and recent else None
+        return {
+            "ready": waiting is None and reason is None and not self._stop.is_set(),
+            "partitions": sorted(number for _, number in list(self._epochs)),
+            "waiting_for": {"server": waiting.server, "reason": waiting.reason}
+            if waiting is not None
+            else {"server": "kafka", "reason": reason}
+            if reason is not None
+            else None,
+        }
+
+    # One turn of the loop
+
+    def _turn(self) -> None:
+        if self._job is not None and self._job.future.done():
+            self._finish(self._job)
+        if self._job is None and self._buffer:
+            self._job = self._start()
+        if self._paused and len(self._buffer) <= self._max_batch:
+            self._resume()
+        job = self._job
+        if job is None:
+            self._poll(self._max_wait)
+            return
+        grace = job.started + GRACE_SECONDS - time.monotonic()
+        if len(self._buffer) < _BATCHES_AHEAD * self._max_batch:
+            self._poll(_TICK_SECONDS if grace > 0 else _SLOW_TICK_SECONDS)
+        elif grace > 0:
+            wait([job.future], grace)
+        else:
+            # Polling goes on, so that the group stays whole; nothing more than what was already on its
+            # way comes of it.
+            if not self._paused:
+                self._pause()
+            self._poll(_SLOW_TICK_SECONDS)
+
+    def _poll(self, timeout: float) -> None:
+        first = self._consumer.poll(timeout)
+        if first is None:
+            return
+        # consume() with a timeout waits until the batch is full, which would hold back a lone message.
+        for message in [first, *self._consumer.consume(self._max_batch - 1, 0)]:
+            error = message.error()
+            if error is None:
+                self._delivered[_partition(message)] = message.offset()
+                self._buffer.append(message)
+            else:
+                self._note(error)
+        metrics.IN_FLIGHT.labels(self.name).set(len(self._buffer))
+
+    def _note(self, error: KafkaError) -> None:
+        """A consumer's error event: the client goes on trying by itself, so it is told, not raised."""
+        if error.fatal():
+            raise KafkaException(error)
+        if error.code() != KafkaError._PARTITION_EOF:
+            self._kafka_error = error.str(), time.monotonic()
+            log.warning("kafka_error", worker=self.name, error=error.str())
+
+    def _start(self) -> _Job:
+        count = min(self._max_batch, len(self._buffer))
+        messages = [self._buffer.popleft() for _ in range(count)]
+        metrics.CONSUMED.labels(self.name, self._topic.name).inc(count)
+        epochs = {
+            partition: self._epochs[partition]
+            for partition in set(map(_partition, messages))
+            if partition in self._epochs
+        }
+        future = self._step_thread.submit(messages)
+        return _Job(messages, epochs, time.monotonic(), future)
+
+    def _finish(self, job: _Job) -> None:
+        self._job = None
+        try:
+            job.future.result()
+        except Stopped:
+            return  # not committed: whoever gets the partitions next does it again
+        self._commit(job)
+
+    def _commit(self, job: _Job, *, asynchronous: bool = True) -> None:
+        """Commits the batch for every partition whose assignment is still the one it came from."""
+        ends: dict[Partition, int] = {}
+        for message in job.messages:
+            ends[_partition(message)] = message.offset() + 1
+        waiting = set(map(_partition, self._buffer))
+        offsets = []
+        for partition, end in ends.items():
+            if partition not in job.epochs or self._epochs.get(partition) != job.epochs[partition]:
+                continue
+            if partition not in waiting:
+                end = max(end, self._position(partition))
+            offsets.append(TopicPartition(*partition, end))
+        if not offsets:
+            return
+        try:
+            # Storing first makes the client refuse what is not ours any more; a bare commit would be
+            # accepted by the broker and rewind the new owner.
+            self._consumer.store_offsets(offsets=offsets)
+            self._consumer.commit(asynchronous=asynchronous)
+        except KafkaException as error:
+            # Nothing is lost: the next commit covers this one, or the messages come again.
+            log.info("commit_refused", worker=self.name, error=str(error))
+
+    def _position(self, partition: Partition) -> int:
+        """The next offset to be delivered, which lies beyond any hole after the last message."""
+        (position,) = self._consumer.position([TopicPartition(*partition)])
+        return int(position.offset)
+
+    # Pausing
+
+    def _pause(self) -> None:
+        self._paused = True
+        self._consumer.pause(self._assigned())
+
+    def _resume(self) -> None:
+        """Resumes, and seeks to where delivery stopped: without it the fetcher takes 0.8 s to wake up."""
+        self._paused = False
+        assigned = self._assigned()
+        self._consumer.resume(assigned)
+        for partition in assigned:
+            last = self._delivered.get((partition.topic, partition.partition))
+            if last is not None:
+                try:
+                    self._consumer.seek(TopicPartition(partition.topic, partition.partition, last + 1))
+                except KafkaException as error:
+                    log.info("seek_refused", worker=self.name, error=str(error))
+
+    def _assigned(self) -> list[TopicPartition]:
+        return [TopicPartition(topic, number) for topic, number in self._epochs]
+
+    # Rebalances, called from within poll()
+
+    def _on_assign(self, consumer: ConsumerLike, partitions: list[TopicPartition]) -> None:
+        consumer.incremental_assign(partitions)
+        for partition in partitions:
+            self._assignments += 1
+            key = (partition.topic, partition.partition)
+            self._epochs[key] = self._assignments
+            self._delivered.pop(key, None)
+        # A partition that was lost while paused comes back paused, and a new one arrives unpaused.
+        if partitions:
+            (consumer.pause if self._paused else consumer.resume)(partitions)
+        self._tell_assignment("partitions_assigned", partitions)
+
+    def _on_revoke(self, consumer: ConsumerLike, partitions: list[TopicPartition]) -> None:
+        job = self._job
+        if job is not None and job.future.done():
+            self._job = None
+            if job.future.exception() is None:
+                self._commit(job, asynchronous=False)
+        self._forget(partitions)
+        consumer.incremental_unassign(partitions)
+        self._tell_assignment("partitions_revoked", partitions)
+
+    def _on_lost(self, consumer: ConsumerLike, partitions: list[TopicPartition]) -> None:
+        self._forget(partitions)
+        consumer.incremental_unassign(partitions)
+        self._tell_assignment("partitions_lost", partitions)
+
+    def _forget(self, partitions: list[TopicPartition]) -> None:
+        gone = {(partition.topic, partition.partition) for partition in partitions}
+        for key in gone:
+            self._epochs.pop(key, None)
+            self._delivered.pop(key, None)
+        self._buffer = deque(m for m in self._buffer if _partition(m) not in gone)
+
+    def _tell_assignment(self, event: str, partitions: list[TopicPartition]) -> None:
+        metrics.PARTITIONS.labels(self.name).set(len(self._epochs))
+        log.info(event, worker=self.name, partitions=[p.partition for p in partitions])
+
+    # The end
+
+    def _drain(self) -> None:
+        """Finishes the batch under way if that takes no longer than the takeover may."""
+        job = self._job
+        if job is None:
+            return
+        wait([job.future], DRAIN_SECONDS)
+        if job.future.done() and job.future.exception() is None:
+            self._commit(job, asynchronous=False)
+
+
+def _partition(message: Message) -> Partition:
+    return message.topic(), message.partition()  # type: ignore[return-value]
+
