@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 import urllib.request
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def load_npz(path: Path) -> tuple[Pictures, Pictures]:
 def decode_jpegs(data: NDArray[np.uint8], offsets: NDArray[np.uint32]) -> NDArray[np.uint8]:
     """JPEG files laid end to end in `data` -> uint8 [N,32,32,3]."""
     rgb = np.empty((len(offsets) - 1, 32, 32, 3), np.uint8)
-    for index, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for index, (start, end) in enumerate(pairwise(offsets)):
         rgb[index] = Image.open(io.BytesIO(data[start:end].tobytes())).convert("RGB")
     return rgb
 

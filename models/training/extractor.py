@@ -1,6 +1,6 @@
 """The extractor: a small convolutional net whose 20-wide bottleneck is the descriptor of a picture.
 
-Whitening of 2×2 patches, then three blocks of two 3×3 convolutions, after Keller Jordan's "94% on
+Whitening of 2x2 patches, then three blocks of two 3x3 convolutions, after Keller Jordan's "94% on
 CIFAR-10 in 3.29 seconds" (arXiv:2404.00498), slimmer, with ReLU (which int8 keeps exactly) and with a
 linear bottleneck before the softmax head. About 48 million multiplications a picture.
 """
@@ -54,7 +54,7 @@ def build(train: Pictures) -> keras.Model:
 
 
 def whitening(rgb: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    """Weights [2,2,3,24] and bias [24] that decorrelate the 2×2 patches of pictures scaled to 0..1.
+    """Weights [2,2,3,24] and bias [24] that decorrelate the 2x2 patches of pictures scaled to 0..1.
 
     Each of the 12 eigenvectors appears with both signs, so that ReLU loses nothing.
     """

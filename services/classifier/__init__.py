@@ -1,0 +1,1 @@
+"""20 descriptors in, a label out. One package, run as fast, balanced and accurate."""

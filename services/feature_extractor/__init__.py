@@ -1,0 +1,1 @@
+"""Picture in, 20 descriptors out."""

@@ -1,0 +1,243 @@
+"""The one safe way to decode a picture.
+
+Every picture comes from someone else. It is told apart by its first bytes, refused from its header when
+it is too large, and only then decoded: first frame, upright by its EXIF orientation, RGB with 8 bits a
+channel. Whatever a decoder throws at a broken file becomes `Rejected` with one of these codes:
+
+* `empty_file`, `too_many_bytes`, `too_many_pixels`
+* `not_an_image`: the first bytes are of no picture format
+* `unsupported_media_type`: known, but none that is decoded here (a PDF)
+* `truncated_image`: the file ends before the picture does
+* `corrupt_image`: anything else a decoder stumbles over
+
+Nothing here protects against a decoder that hangs or crashes: for that, run it in `visionmesh.isolated`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pillow_heif
+from numpy.typing import NDArray
+from PIL import Image
+
+from visionmesh.errors import Rejected
+
+# HEIF is what phones store. Its embedded thumbnails may differ from the picture, so they are not used.
+pillow_heif.register_heif_opener(thumbnails=False)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a picture may take: bytes of the file, and pixels of one frame (3 bytes each as RGB)."""
+
+    bytes: int = 100 * 1024 * 1024
+    pixels: int = 100_000_000
+
+
+LIMITS: Final = Limits()
+
+# Pillow's own check raises beyond twice this; beyond once it only warns, and `Limits` refuses.
+Image.MAX_IMAGE_PIXELS = LIMITS.pixels
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What the header says. Width and height in pixels are those of the upright picture.
+
+    several: whether the file holds more than one frame or page, of which only the first is used.
+    """
+
+    media_type: str
+    width: int
+    height: int
+    several: bool
+
+
+# The Pillow plugins that may look at a file of each media type. An allow-list: Pillow knows many more
+# formats, some of which run other programs or have hardly been read by anyone.
+_PLUGINS: Final[dict[str, tuple[str, ...]]] = {
+    "image/jpeg": ("JPEG", "MPO"),
+    "image/png": ("PNG",),
+    "image/gif": ("GIF",),
+    "image/webp": ("WEBP",),
+    "image/bmp": ("BMP",),
+    "image/tiff": ("TIFF",),
+    "image/heif": ("HEIF", "AVIF"),
+    "image/avif": ("AVIF",),
+}
+
+_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"BM", "image/bmp"),
+    (b"II*\0", "image/tiff"),
+    (b"MM\0*", "image/tiff"),
+    (b"II+\0", "image/tiff"),
+    (b"MM\0+", "image/tiff"),
+    (b"%PDF-", "application/pdf"),
+)
+
+# Brands of ISO base media files (ISO/IEC 23008-12 and the AVIF specification).
+_HEIF_BRANDS: Final = frozenset(
+    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2")
+)
+_AVIF_BRANDS: Final = frozenset((b"avif", b"avis"))
+
+# EXIF orientation 2 to 8 -> what makes the picture upright (EXIF 2.32, tag 0x0112).
+_ORIENTATION_TAG: Final = 0x0112
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES: Final = frozenset((5, 6, 7, 8))
+
+
+def media_type(start: bytes) -> str | None:
+    """The media type that the first 64 bytes of a file speak of, or None when they are of none known."""
+    for magic, name in _MAGIC:
+        if start.startswith(magic):
+            return name
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "image/webp"
+    if start[4:8] == b"ftyp":
+        if start[8:12] in _AVIF_BRANDS:
+            return "image/avif"
+        if start[8:12] in _HEIF_BRANDS:
+            return "image/heif"
+    return None
+
+
+def is_decodable(name: str | None) -> bool:
+    """Whether pictures of this media type are decoded here."""
+    return name in _PLUGINS
+
+
+def probe(data: bytes, *, limits: Limits = LIMITS) -> ImageInfo:
+    """Reads only the header. Raises `Rejected` as `decode` does, but sees no damage further on."""
+    with _opened(data, limits) as image:
+        width, height = image.size
+        if _orientation(image) in _SWAPS_SIDES:
+            width, height = height, width
+        return ImageInfo(
+            media_type=media_type(data[:64]) or "",
+            width=width,
+            height=height,
+            several=bool(getattr(image, "is_animated", False)),
+        )
+
+
+def decode(data: bytes, *, limits: Limits = LIMITS) -> NDArray[np.uint8]:
+    """The whole picture, uint8 [height, width, 3], upright RGB. Raises `Rejected`."""
+    with _opened(data, limits) as image:
+        return np.asarray(_flat_rgb(_eight_bit(_upright(image))))
+
+
+def decode_to(data: bytes, size: int, *, limits: Limits = LIMITS) -> NDArray[np.uint8]:
+    """The picture as a square thumbnail, uint8 [size, size, 3], upright RGB. Raises `Rejected`.
+
+    The whole picture is squeezed into the square, whatever its shape: nothing of it is cut away, and a
+    picture that already has that size comes back unchanged. Each thumbnail pixel averages all pixels it
+    stands for (bicubic with antialiasing, after reduction by a whole factor to 3 times the size).
+    """
+    with _opened(data, limits) as image:
+        # libjpeg can decode at 1/2, 1/4 or 1/8 of the size, for a fraction of the time and memory.
+        image.draft(None, (3 * size, 3 * size))
+        whole = _eight_bit(_upright(image))
+        small = whole.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        return np.asarray(_flat_rgb(small))
+
+
+@contextmanager
+def _opened(data: bytes, limits: Limits) -> Iterator[Image.Image]:
+    """A picture whose header was read and found within limits; decoding it happens inside."""
+    if not data:
+        raise Rejected("empty_file", "The file is empty.")
+    if len(data) > limits.bytes:
+        raise Rejected("too_many_bytes", f"The file has {len(data)} bytes; at most {limits.bytes} are taken.")
+    name = media_type(data[:64])
+    if name is None:
+        raise Rejected("not_an_image", "The file does not begin like any known picture format.")
+    if name not in _PLUGINS:
+        raise Rejected("unsupported_media_type", f"The file is {name}; accepted are {', '.join(_PLUGINS)}.")
+    try:
+        with Image.open(io.BytesIO(data), formats=_PLUGINS[name]) as image:
+            width, height = image.size
+            if width * height > limits.pixels:
+                raise _too_many_pixels(f"{width} x {height} pixels", limits)
+            yield image
+    except (Rejected, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many_pixels("far more pixels than that", limits) from error
+    # Decoders raise whatever their author thought of: OSError, SyntaxError, ValueError, struct.error, ...
+    except Exception as error:
+        raise _broken(name, error) from error
+
+
+def _too_many_pixels(found: str, limits: Limits) -> Rejected:
+    return Rejected("too_many_pixels", f"The picture has {found}; at most {limits.pixels} pixels are taken.")
+
+
+def _broken(name: str, error: Exception) -> Rejected:
+    text = str(error).lower()
+    if isinstance(error, EOFError) or "truncated" in text or "end of file" in text:
+        return Rejected("truncated_image", f"The {name} file ends before the picture does.")
+    return Rejected("corrupt_image", f"The file begins like {name} but can't be decoded.")
+
+
+def _orientation(image: Image.Image) -> int:
+    """What is left to turn, as an EXIF orientation. EXIF that can't be read costs nobody the picture."""
+    # Pillow turns TIFF by itself when it is loaded, and announces the size it will then have.
+    if image.format == "TIFF":
+        return 1
+    try:
+        found = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:
+        return 1
+    return found if found in _UPRIGHT else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _UPRIGHT.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """The picture as L, RGB or RGBA.
+
+    16-bit grey is scaled from 0..65535, as the formats define it. 32-bit integers and floats have no
+    defined range, so their own lowest and highest value become black and white.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(np.round(np.asarray(image) / 257.0).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        values = np.nan_to_num(np.asarray(image, np.float64))
+        low, high = values.min(), values.max()
+        scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
+        return Image.fromarray(np.round(scaled).astype(np.uint8))
+    if image.mode in ("L", "RGB", "RGBA"):
+        # A picture without an alpha channel may still name one colour that is transparent.
+        return image.convert("RGBA") if "transparency" in image.info else image
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _flat_rgb(image: Image.Image) -> Image.Image:
+    """The picture as RGB, with what is transparent shown on white, as a page would show it."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    page = Image.new("RGB", image.size, "white")
+    page.paste(image, mask=image.getchannel("A"))
+    return page

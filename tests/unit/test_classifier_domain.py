@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from classifier.domain import Classifier, validate
+from visionmesh.errors import Rejected
+from visionmesh.model_store import ModelStore
+from visionmesh.settings import ROOT
+
+NAMES = ("classifier-fast", "classifier-balanced", "classifier-accurate")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def classifier(request: pytest.FixtureRequest) -> Classifier:
+    return Classifier(ModelStore(ROOT / "models").load(request.param))
+
+
+def descriptors(count: int) -> NDArray[np.float32]:
+    return np.random.default_rng(7).normal(size=(count, 20)).astype(np.float32)
+
+
+def test_a_prediction_is_the_most_probable_label(classifier: Classifier) -> None:
+    for found in classifier.classify(descriptors(50)):
+        assert math.isclose(sum(found.probabilities), 1, abs_tol=1e-5)
+        assert found.confidence == max(found.probabilities)
+        assert found.label == classifier.model.labels[found.probabilities.index(found.confidence)]
+
+
+def test_labels_differ_from_picture_to_picture(classifier: Classifier) -> None:
+    assert len({found.label for found in classifier.classify(descriptors(300))}) >= 5
+
+
+@pytest.mark.parametrize("count", [0, 1, 256, 257, 600])
+def test_any_number_of_rows_in_order(classifier: Classifier, count: int) -> None:
+    found = classifier.classify(descriptors(count))
+    assert len(found) == count
+    if count:
+        alone = classifier.classify(descriptors(count)[-1:])[0]
+        assert found[-1].label == alone.label
+        assert math.isclose(found[-1].confidence, alone.confidence, abs_tol=1e-4)
+
+
+def test_classifying_twice_gives_the_same(classifier: Classifier) -> None:
+    assert classifier.classify(descriptors(20)) == classifier.classify(descriptors(20))
+
+
+@pytest.mark.parametrize("value", [1e30, -1e30, 3.4e38, 0.0])
+def test_extreme_descriptors_still_give_probabilities(classifier: Classifier, value: float) -> None:
+    (found,) = classifier.classify(validate([value] * 20, 20)[np.newaxis])
+    assert all(0 <= probability <= 1 for probability in found.probabilities)
+    assert math.isclose(sum(found.probabilities), 1, abs_tol=1e-5)
+
+
+def test_valid_descriptors_become_float32() -> None:
+    found = validate([0.42, -0.18, *[0.0] * 18], 20)
+    assert found.dtype == np.float32
+    assert found.tolist()[:2] == pytest.approx([0.42, -0.18])
+
+
+@pytest.mark.parametrize("count", [0, 1, 19, 21, 2048])
+def test_a_wrong_number_of_descriptors_is_rejected(count: int) -> None:
+    with pytest.raises(Rejected, match=f"Got {count} descriptors, expected 20") as caught:
+        validate([0.5] * count, 20)
+    assert caught.value.code == "wrong_descriptor_count"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39, 10**400])
+def test_what_is_not_finite_is_rejected(value: float) -> None:
+    with pytest.raises(Rejected) as caught:
+        validate([0.5] * 19 + [value], 20)
+    assert caught.value.code == "not_finite"
+
+
+def test_an_extractor_is_no_classifier() -> None:
+    with pytest.raises(ValueError, match="is an extractor"):
+        Classifier(ModelStore(ROOT / "models").load("extractor"))

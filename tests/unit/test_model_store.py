@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from visionmesh.model_store import ModelError, ModelStore
+from visionmesh.settings import ROOT
+
+MODELS = ROOT / "models"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("models.toml", "classifier-accurate.onnx", "extractor.onnx"):
+        shutil.copy(MODELS / name, tmp_path / name)
+    return tmp_path
+
+
+def test_every_model_of_the_table_loads_and_runs() -> None:
+    store = ModelStore(MODELS)
+    assert {"extractor", "classifier-fast", "classifier-balanced", "classifier-accurate"} <= set(
+        store.names()
+    )
+    for name in store.names():
+        model = store.load(name)
+        shape = (3, 32, 32, 3) if model.kind == "extractor" else (3, model.descriptor_count)
+        values = np.zeros(shape, np.uint8 if model.kind == "extractor" else np.float32)
+        found = model.run(values)
+        assert [len(output) for output in found] == [3] * len(model.output)
+
+
+def test_the_deployed_models_belong_together() -> None:
+    store = ModelStore(MODELS)
+    extractor = store.load("extractor")
+    classifiers = [store.load(name) for name in store.names("classifier")]
+    assert len({model.family for model in classifiers}) == 3
+    assert {"random forest", "support vector machine"} <= {model.family for model in classifiers}
+    for model in classifiers:
+        assert model.extractor == extractor.address
+        assert model.descriptor_count == extractor.descriptor_count == 20
+        assert len(model.labels) == 10
+
+
+def test_the_table_says_where_each_model_comes_from() -> None:
+    store = ModelStore(MODELS)
+    for name in store.names():
+        table = store.describe(name)
+        assert table["licence"] == "Apache-2.0"
+        assert table["training"].startswith("python -m training")
+        assert table["metrics"]["top1"] >= 0.8
+        assert (MODELS / table["file"]).stat().st_size == table["bytes"] <= 5_000_000
+
+
+def test_a_session_uses_one_thread() -> None:
+    options = ModelStore(MODELS).load("classifier-accurate").session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+
+
+def test_names_of_a_kind() -> None:
+    names = ModelStore(MODELS).names("classifier")
+    assert names == ("classifier-fast", "classifier-balanced", "classifier-accurate")
+
+
+def test_an_unknown_name_lists_the_known(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"no model 'resnet'; it has extractor, .*classifier-fast"):
+        ModelStore(folder).load("resnet")
+
+
+def test_an_altered_file_is_refused(folder: Path) -> None:
+    path = folder / "classifier-accurate.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="sha256"):
+        ModelStore(folder).load("classifier-accurate")
+
+
+def test_a_missing_file_says_what_to_do(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"classifier-fast\.onnx is missing.*make train"):
+        ModelStore(folder).load("classifier-fast")
+
+
+def test_a_missing_table_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="MESH_MODELS_DIR"):
+        ModelStore(tmp_path)
+
+
+def test_a_table_that_does_not_parse_is_named(tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text("[extractor\n")
+    with pytest.raises(ModelError, match=r"models\.toml is not valid TOML"):
+        ModelStore(tmp_path)
+
+
+def altered(folder: Path, old: str, new: str) -> ModelStore:
+    path = folder / "models.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return ModelStore(folder)
+
+
+def test_a_missing_entry_is_named(folder: Path) -> None:
+    store = altered(folder, "descriptor_count", "descriptors")
+    with pytest.raises(ModelError, match="has no 'descriptor_count'"):
+        store.load("extractor")
+
+
+def test_a_graph_without_the_promised_outputs_is_refused(folder: Path) -> None:
+    store = altered(folder, '["label", "probabilities"]', '["label", "scores"]')
+    with pytest.raises(ModelError, match="gives label, scores"):
+        store.load("classifier-accurate")
+
+
+def test_bytes_that_are_no_model_are_refused(folder: Path) -> None:
+    known = ModelStore(folder).describe("extractor")["sha256"]
+    (folder / "extractor.onnx").write_bytes(b"no model")
+    store = altered(folder, known, hashlib.sha256(b"no model").hexdigest())
+    with pytest.raises(ModelError, match="can't load the model"):
+        store.load("extractor")
