@@ -95,7 +95,7 @@ class _StepThread:
 
     def __init__(self, name: str, run: Callable[[Sequence[Message]], None]) -> None:
         self._run = run
-        self._work: SimpleQueue[tuple[Sequence[Message], Future[None]]] = SimpleQueue()
+        self._work: SimpleQueue[tuple[Sequence[Message], Future[None]] | None] = SimpleQueue()
         Thread(target=self._serve, name=name, daemon=True).start()
 
     def submit(self, messages: Sequence[Message]) -> Future[None]:
@@ -103,9 +103,13 @@ class _StepThread:
         self._work.put((messages, future))
         return future
 
+    def end(self) -> None:
+        """Ends the thread after the batch under way; does not wait for it."""
+        self._work.put(None)
+
     def _serve(self) -> None:
-        while True:
-            messages, future = self._work.get()
+        while (work := self._work.get()) is not None:
+            messages, future = work
             try:
                 self._run(messages)
             except BaseException as error:  # handed to the loop, which decides
@@ -203,6 +207,7 @@ class Worker(Generic[C]):
             self._drain()
         finally:
             self._stop.set()
+            self._step_thread.end()
             self._consumer.close()
             log.info("worker_stopped", worker=self.name)
 

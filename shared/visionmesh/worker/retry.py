@@ -16,8 +16,11 @@ _FIRST_SECONDS: Final = 0.1
 _LONGEST_SECONDS: Final = 5.0
 
 
-class Stopped(Exception):
-    """The worker was asked to stop while it waited; the batch is left to whoever comes next."""
+class Stopped(BaseException):
+    """The worker was asked to stop while it waited; the batch is left to whoever comes next.
+
+    Not an `Exception`, as `asyncio.CancelledError` is not: no handler may take it for a step's failure.
+    """
 
 
 def until_available(work: Callable[[], T], stop: Event, on_wait: Callable[[Unavailable], None]) -> T:

@@ -1,0 +1,518 @@
+"""The worker loop, on the in-memory Kafka and on the stack's: one suite for both."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+import pytest
+from confluent_kafka import Consumer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from visionmesh.contracts import ImageFeatures, ImageUploaded
+from visionmesh.errors import Rejected, Unavailable
+from visionmesh.kafka import (
+    KafkaPublisher,
+    Publisher,
+    Record,
+    client_config,
+    open_consumer,
+    partition_offsets,
+)
+from visionmesh.results import FeaturesRow
+from visionmesh.settings import Settings
+from visionmesh.testing.kafka import MemoryBroker
+from visionmesh.testing.results import MemoryResultStore
+from visionmesh.topics import Topic
+from visionmesh.worker.dead_letters import read_dead_letters, replay
+from visionmesh.worker.loop import ConsumerLike, Worker
+from visionmesh.worker.step import Done, Outgoing, Skipped, Step, Verdict
+
+DEADLINE = 20.0
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
+        time.sleep(0.02)
+
+
+class Cluster(Protocol):
+    """What the suite needs of a Kafka."""
+
+    publisher: Publisher
+
+    def create(self, *topics: str) -> None: ...
+    def consumer(self, group: str) -> ConsumerLike: ...
+    def records(self, topic: str) -> list[Record]: ...
+    def lag(self, topic: str, group: str) -> int: ...
+
+
+class MemoryCluster:
+    def __init__(self) -> None:
+        self.broker = MemoryBroker()
+        self.publisher = self.broker.publisher()
+
+    def create(self, *topics: str) -> None:
+        """Topics come into being at first use."""
+
+    def consumer(self, group: str) -> ConsumerLike:
+        return self.broker.consumer(group)  # type: ignore[return-value]
+
+    def records(self, topic: str) -> list[Record]:
+        return [
+            Record(topic, m.key(), m.value(), tuple(m.headers() or ())) for m in self.broker.messages(topic)
+        ]
+
+    def lag(self, topic: str, group: str) -> int:
+        return self.broker.lag(topic, group)
+
+
+class RealCluster:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.publisher = KafkaPublisher(settings)
+
+    def create(self, *topics: str) -> None:
+        admin = AdminClient(client_config(self.settings))
+        known = admin.list_topics(timeout=10).topics
+        if not settings_is_mock(self.settings):
+            new = [NewTopic(name, 12, 1) for name in topics if name not in known]
+            for future in admin.create_topics(new).values():
+                future.result()
+
+    def consumer(self, group: str) -> ConsumerLike:
+        return open_consumer(self.settings, group)
+
+    def records(self, topic: str) -> list[Record]:
+        consumer = Consumer(
+            client_config(self.settings)
+            | {"group.id": uuid.uuid4().hex, "enable.auto.commit": False, "fetch.wait.max.ms": 10}
+        )
+        try:
+            partitions = []
+            found: list[Record] = []
+            remaining = 0
+            for place in partition_offsets(self.settings, topic, uuid.uuid4().hex):
+                remaining += place.high - place.low
+                partitions.append((place.partition, place.low))
+            from confluent_kafka import TopicPartition
+
+            consumer.assign([TopicPartition(topic, n, low) for n, low in partitions])
+            while len(found) < remaining:
+                message = consumer.poll(10)
+                assert message is not None, f"{topic} could not be read back"
+                assert message.error() is None, message.error()
+                found.append(
+                    Record(topic, message.key(), message.value(), tuple(message.headers() or ()))
+                )
+            return found
+        finally:
+            consumer.close()
+
+    def lag(self, topic: str, group: str) -> int:
+        return sum(place.lag for place in partition_offsets(self.settings, topic, group))
+
+
+def settings_is_mock(settings: Settings) -> bool:
+    """The cluster inside librdkafka makes topics at first use and knows no topic administration."""
+    return settings.kafka_fetch_wait_max_ms == 10
+
+
+@pytest.fixture(params=["memory", "stack"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    if request.param == "memory":
+        yield MemoryCluster()
+    else:
+        real = RealCluster(request.getfixturevalue("settings"))
+        yield real
+        real.publisher.close()
+
+
+@dataclass
+class Mesh:
+    """A topic, where results go, and the workers of one group."""
+
+    cluster: Cluster
+    name: str = field(default_factory=lambda: f"worker-{uuid.uuid4().hex[:8]}")
+    store: MemoryResultStore = field(default_factory=MemoryResultStore)
+    threads: list[tuple[Worker[Any], threading.Thread]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.topic = Topic(f"in-{self.name}", ImageUploaded, "image_id", "", (self.name,))
+        self.out = Topic(f"out-{self.name}", ImageFeatures, "image_id", "", ())
+        self.dlq = self.topic.dead_letters(self.name)
+        self.cluster.create(self.topic.name, self.out.name, self.dlq)
+
+    def put(self, *ids: str) -> None:
+        self.put_raw(
+            *(
+                (i.encode(), msgspec.json.encode(ImageUploaded(image_id=i, minio_path=f"b/{i}")))
+                for i in ids
+            )
+        )
+
+    def put_raw(self, *records: tuple[bytes | None, bytes | None]) -> None:
+        assert not self.cluster.publisher.publish(
+            [
+                Record(self.topic.name, key, value, (("traceparent", b"00-a-b-01"),))
+                for key, value in records
+            ]
+        )
+
+    def start(self, step: Step[ImageUploaded], **options: Any) -> Worker[ImageUploaded]:
+        worker = Worker(
+            name=self.name,
+            topic=self.topic,
+            step=step,
+            consumer=self.cluster.consumer(self.name),
+            publisher=options.pop("publisher", self.cluster.publisher),
+            store=self.store,
+            **options,
+        )
+        thread = threading.Thread(target=worker.run, daemon=True)
+        thread.start()
+        self.threads.append((worker, thread))
+        return worker
+
+    def stop(self) -> None:
+        for worker, _ in self.threads:
+            worker.stop()
+        for _, thread in self.threads:
+            thread.join(15)
+            assert not thread.is_alive(), "the worker did not stop"
+        self.threads.clear()
+
+    def finished(self, count: int) -> bool:
+        return (
+            len(self.states()) == count
+            and "running" not in self.states().values()
+            and self.cluster.lag(self.topic.name, self.name) == 0
+        )
+
+    def states(self) -> dict[str, str]:
+        return {o.image_id: o.state for o in self.store.outcomes() if o.worker == self.name}
+
+    def letters(self) -> list[dict[str, str]]:
+        return [{n: v.decode() for n, v in r.headers} for r in self.cluster.records(self.dlq)]
+
+
+@pytest.fixture
+def mesh(cluster: Cluster) -> Iterator[Mesh]:
+    mesh = Mesh(cluster)
+    yield mesh
+    mesh.stop()
+
+
+def describe(mesh: Mesh, value: ImageUploaded) -> Done:
+    features = (float(len(value.image_id)),) * 20
+    return Done(
+        rows=(FeaturesRow(value.image_id, features, "m@1"),),
+        messages=(Outgoing(mesh.out, ImageFeatures(value.image_id, features, 20)),),
+    )
+
+
+def ids(count: int) -> list[str]:
+    return [f"image-{number}" for number in range(count)]
+
+
+def test_stores_publishes_and_commits_everything(mesh: Mesh) -> None:
+    mesh.put(*ids(300))
+    mesh.start(lambda batch: [describe(mesh, value) for value in batch], max_batch=16)
+    eventually(lambda: mesh.finished(300), "300 messages finished and committed")
+    assert {row.image_id for row in mesh.store.features()} == set(ids(300))
+    published = mesh.cluster.records(mesh.out.name)
+    assert Counter(record.key for record in published) == Counter(i.encode() for i in ids(300))
+    assert all(("traceparent", b"00-a-b-01") in record.headers for record in published)
+    assert not mesh.cluster.records(mesh.dlq)
+
+
+def test_processing_everything_again_changes_nothing(mesh: Mesh) -> None:
+    mesh.put(*ids(40))
+    worker = lambda batch: [describe(mesh, value) for value in batch]  # noqa: E731
+    mesh.start(worker)
+    eventually(lambda: mesh.finished(40), "first pass")
+    before = sorted(map(repr, mesh.store.features()))
+    mesh.put(*ids(40))
+    eventually(lambda: mesh.cluster.lag(mesh.topic.name, mesh.name) == 0, "second pass")
+    assert sorted(map(repr, mesh.store.features())) == before
+    assert set(mesh.states().values()) == {"done"}
+
+
+def test_a_message_that_cannot_be_decoded_is_a_dead_letter_with_its_reason(mesh: Mesh) -> None:
+    mesh.put_raw(
+        (b"a", b"{not json"),
+        (b"b", b'{"image_id": "b", "minio_path": 7}'),
+        (None, None),
+        (b"c", b'{"image_id": "../x", "minio_path": "b/x"}'),
+        (b"d", b"\xff\xfe"),
+    )
+    mesh.put("good")
+    mesh.start(lambda batch: [describe(mesh, value) for value in batch])
+    eventually(lambda: mesh.cluster.lag(mesh.topic.name, mesh.name) == 0, "all committed")
+    letters = mesh.letters()
+    assert len(letters) == 5
+    assert {letter["x-error-code"] for letter in letters} == {"invalid_message"}
+    assert {letter["x-original-topic"] for letter in letters} == {mesh.topic.name}
+    assert all(letter["x-error"] and letter["x-original-offset"].isdigit() for letter in letters)
+    assert {r.value for r in mesh.cluster.records(mesh.dlq)} >= {b"{not json", b"\xff\xfe"}
+    assert mesh.states() == {"good": "done", "b": "failed"}
+
+
+def test_verdicts_end_in_their_states(mesh: Mesh) -> None:
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        return [
+            Skipped("not mine")
+            if value.image_id == "skip"
+            else Rejected("empty_file", "the picture has no bytes\0")
+            if value.image_id == "bad"
+            else describe(mesh, value)
+            for value in batch
+        ]
+
+    mesh.put("skip", "bad", "good")
+    mesh.start(step)
+    eventually(lambda: mesh.finished(3), "three outcomes")
+    assert mesh.states() == {"skip": "skipped", "bad": "failed", "good": "done"}
+    (letter,) = mesh.letters()
+    assert (letter["x-error-code"], letter["x-attempts"]) == ("empty_file", "1")
+    assert "x-traceback" not in letter
+
+
+def test_a_bug_costs_only_the_guilty_message(mesh: Mesh) -> None:
+    calls: list[int] = []
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        calls.append(len(batch))
+        if any(value.image_id == "image-13" for value in batch):
+            raise ZeroDivisionError("thirteen")
+        return [describe(mesh, value) for value in batch]
+
+    mesh.put(*ids(64))
+    mesh.start(step)
+    eventually(lambda: mesh.finished(64), "64 outcomes")
+    assert [i for i, state in mesh.states().items() if state == "failed"] == ["image-13"]
+    (letter,) = mesh.letters()
+    assert letter["x-error-code"] == "bug"
+    assert letter["x-attempts"] == "3"
+    assert "ZeroDivisionError: thirteen" in letter["x-traceback"]
+
+
+def test_a_bug_that_passes_costs_nothing(mesh: Mesh) -> None:
+    failures = iter([True, True])
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        if next(failures, False):
+            raise RuntimeError("once")
+        return [describe(mesh, value) for value in batch]
+
+    mesh.put("only")
+    mesh.start(step)
+    eventually(lambda: mesh.finished(1), "the message")
+    assert mesh.states() == {"only": "done"}
+    assert not mesh.cluster.records(mesh.dlq)
+
+
+def test_a_server_that_is_away_is_waited_for_and_shown(mesh: Mesh) -> None:
+    away = threading.Event()
+    away.set()
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        if away.is_set():
+            raise Unavailable("object_store", "connection refused")
+        return [describe(mesh, value) for value in batch]
+
+    mesh.put(*ids(5))
+    worker = mesh.start(step, record_attempts=True)
+    eventually(lambda: worker.status()["waiting_for"] is not None, "the outage shown")
+    assert worker.status()["waiting_for"] == {"server": "object_store", "reason": "connection refused"}
+    assert not worker.status()["ready"]
+    away.clear()
+    eventually(lambda: mesh.finished(5), "recovery")
+    assert set(mesh.states().values()) == {"done"}
+    assert worker.status()["ready"]
+    assert not mesh.cluster.records(mesh.dlq)
+
+
+def test_a_database_that_is_away_loses_nothing(mesh: Mesh) -> None:
+    mesh.store.available = False
+    mesh.put(*ids(5))
+    worker = mesh.start(lambda batch: [describe(mesh, value) for value in batch])
+    eventually(lambda: worker.status()["waiting_for"] is not None, "the outage shown")
+    assert mesh.cluster.lag(mesh.topic.name, mesh.name) == 5
+    mesh.store.available = True
+    eventually(lambda: mesh.finished(5), "recovery")
+    assert not mesh.cluster.records(mesh.dlq)
+
+
+def test_stopping_during_an_outage_gives_the_work_back(mesh: Mesh) -> None:
+    def unavailable(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        raise Unavailable("object_store", "away")
+
+    mesh.put(*ids(5))
+    for _ in range(4):  # more restarts than there are attempts
+        worker = mesh.start(unavailable, record_attempts=True)
+        eventually(lambda w=worker: w.status()["waiting_for"] is not None, "the outage shown")  # type: ignore[misc]
+        mesh.stop()
+    assert mesh.cluster.lag(mesh.topic.name, mesh.name) == 5
+    mesh.start(lambda batch: [describe(mesh, value) for value in batch], record_attempts=True)
+    eventually(lambda: mesh.finished(5), "the next worker finished")
+    assert set(mesh.states().values()) == {"done"}
+
+
+def test_a_message_that_kills_its_worker_is_given_up_and_its_neighbours_are_not(mesh: Mesh) -> None:
+    """The attempts of three dead processes are written down; only the guilty one was ever alone."""
+    mesh.put(*ids(8))
+    mesh.store.begin(mesh.name, ids(8))  # the first death had the whole batch in flight
+    mesh.store.begin(mesh.name, ["image-3"])
+    mesh.store.begin(mesh.name, ["image-3"])
+    batches: list[list[str]] = []
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        batches.append([value.image_id for value in batch])
+        return [describe(mesh, value) for value in batch]
+
+    mesh.start(step, record_attempts=True)
+    eventually(lambda: mesh.finished(8), "8 outcomes")
+    assert all(len(batch) == 1 for batch in batches), "a suspect must run alone"
+    assert [i for i, state in mesh.states().items() if state == "failed"] == ["image-3"]
+    (letter,) = mesh.letters()
+    assert (letter["x-error-code"], letter["x-attempts"]) == ("worker_died", "3")
+
+
+def test_a_result_that_is_too_large_for_its_topic_fails_alone(mesh: Mesh) -> None:
+    class Refusing:
+        """The broker's answer to a record over the limit, which the mock cluster does not know."""
+
+        def publish(self, records: Sequence[Record], give_up: Any = None) -> dict[int, str]:
+            large = {
+                i: "Broker: Message size too large" for i, r in enumerate(records) if r.key == b"large"
+            }
+            large = {i: reason for i, reason in large.items() if records[i].topic == mesh.out.name}
+            mesh.cluster.publisher.publish([r for i, r in enumerate(records) if i not in large])
+            return large
+
+    mesh.put("small", "large")
+    mesh.start(lambda batch: [describe(mesh, value) for value in batch], publisher=Refusing())
+    eventually(
+        lambda: mesh.states() == {"small": "done", "large": "failed"}
+        and mesh.cluster.lag(mesh.topic.name, mesh.name) == 0,
+        "one failed, one done",
+    )
+    (letter,) = mesh.letters()
+    assert letter["x-error-code"] == "cannot_publish"
+
+
+def test_two_replicas_share_the_work_and_a_stopped_one_hands_its_share_over(mesh: Mesh) -> None:
+    seen: dict[int, set[str]] = {0: set(), 1: set()}
+
+    def step_of(replica: int) -> Step[ImageUploaded]:
+        def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+            seen[replica] |= {value.image_id for value in batch}
+            return [describe(mesh, value) for value in batch]
+
+        return step
+
+    first, second = mesh.start(step_of(0)), mesh.start(step_of(1))
+    eventually(
+        lambda: len(first.status()["partitions"]) == len(second.status()["partitions"]) > 0,
+        "both have partitions",
+    )
+    mesh.put(*ids(100))
+    eventually(lambda: mesh.finished(100), "100 done")
+    assert seen[0] and seen[1] and not seen[0] & seen[1]
+    first.stop()
+    mesh.put(*(f"later-{number}" for number in range(100)))
+    eventually(lambda: mesh.finished(200), "200 done")
+    assert len(mesh.cluster.records(mesh.out.name)) == 200
+
+
+def test_a_slow_step_keeps_its_partitions_and_order(mesh: Mesh) -> None:
+    """Longer than the grace, so that partitions are paused, buffered and resumed."""
+    order: list[str] = []
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        if not order:
+            threading.Event().wait(1.5)
+        order.extend(value.image_id for value in batch)
+        return [describe(mesh, value) for value in batch]
+
+    mesh.put_raw(
+        *(
+            (b"one-key", msgspec.json.encode(ImageUploaded(image_id=i, minio_path="b/x")))
+            for i in ids(60)
+        )
+    )
+    mesh.start(step, max_batch=4)
+    eventually(lambda: mesh.finished(60), "60 done")
+    assert order == ids(60), "one partition, one member: each message once, in order"
+
+
+def test_work_of_a_lost_partition_is_not_committed(mesh: Mesh) -> None:
+    """A member that is declared dead in the middle of a step must not move the new owner's offsets."""
+    if not isinstance(mesh.cluster, MemoryCluster):
+        pytest.skip("only the in-memory broker can bury a member at a chosen moment")
+    broker = mesh.cluster.broker
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        entered.set()
+        go_on.wait(DEADLINE)
+        return [describe(mesh, value) for value in batch]
+
+    consumer = broker.consumer(mesh.name)
+    worker = Worker(
+        name=mesh.name,
+        topic=mesh.topic,
+        step=slow,
+        consumer=consumer,  # type: ignore[arg-type]
+        publisher=mesh.cluster.publisher,
+        store=mesh.store,
+    )
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    mesh.put(*ids(10))
+    assert entered.wait(DEADLINE)
+    broker.kill(consumer)
+    eventually(lambda: worker.status()["partitions"] == [], "the loss noticed")
+    go_on.set()
+    worker.stop()
+    thread.join(15)
+    assert broker.lag(mesh.topic.name, mesh.name) == 10
+    mesh.start(lambda batch: [describe(mesh, value) for value in batch])
+    eventually(lambda: mesh.finished(10), "the new owner did the work")
+
+
+def test_dead_letters_are_read_and_sent_home_once(request: pytest.FixtureRequest) -> None:
+    settings: Settings = request.getfixturevalue("settings")
+    cluster = RealCluster(settings)
+    mesh = Mesh(cluster)
+    broken = threading.Event()
+    broken.set()
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        bad = Rejected("not_yet", "the fix is not deployed")
+        return [bad if broken.is_set() else describe(mesh, value) for value in batch]
+
+    mesh.put(*ids(6))
+    mesh.start(step)
+    eventually(lambda: mesh.finished(6), "six failures")
+    letters = list(read_dead_letters(settings, mesh.dlq))
+    assert len(letters) == 6
+    assert not any(letter.replayed for letter in letters)
+    assert {letter.origin[0] for letter in letters} == {mesh.topic.name}
+
+    broken.clear()
+    assert replay(settings, mesh.dlq) == 6
+    eventually(lambda: set(mesh.states().values()) == {"done"}, "all home")
+    assert replay(settings, mesh.dlq) == 0
+    assert all(letter.replayed for letter in read_dead_letters(settings, mesh.dlq))
+    mesh.stop()
+    cluster.publisher.close()
