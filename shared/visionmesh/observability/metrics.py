@@ -55,6 +55,6 @@ OBJECT_STORE_SECONDS: Final = Histogram(
     "mesh_object_store_seconds", "Time of one object-store call.", ["operation"], buckets=_SECONDS
 )
 ISOLATED_RESTARTS: Final = Counter(
-    "mesh_isolated_restarts_total", "Child processes replaced, by reason (crash, deadline, memory, recycled).", ["reason"]
+    "mesh_isolated_restarts_total", "Child processes that ended in the middle, by reason (crash, deadline).", ["reason"]
 )
 MODEL: Final = Info("mesh_model", "The model this process answers with.")
