@@ -226,7 +226,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         values = np.nan_to_num(np.asarray(image, np.float64))
         low, high = values.min(), values.max()
-        scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
+        scaled = (values - low) * (255.0 / ((high - low) or 1.0))
         return Image.fromarray(np.round(scaled).astype(np.uint8))
     if image.mode in ("L", "RGB", "RGBA"):
         # A picture without an alpha channel may still name one colour that is transparent.

@@ -169,9 +169,12 @@ def test_pictures_are_turned_upright(kind: str, orientation: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-@pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0rubbish", b""])
-def test_broken_exif_costs_nobody_the_picture(exif: bytes) -> None:
-    assert decode(saved(photo(), "JPEG", exif=exif)).shape == (64, 96, 3)
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0rubbish", b"Exif\0\0MM\0*\7", b""]
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_broken_exif_costs_nobody_the_picture(kind: str, exif: bytes) -> None:
+    assert decode(saved(photo(), kind, exif=exif)).shape == (64, 96, 3)
 
 
 def test_cmyk_becomes_rgb() -> None:
