@@ -1,0 +1,1 @@
+"""Pictures in, results out: what people and programs talk to."""

@@ -1,0 +1,85 @@
+"""`python -m ingest_api`: the service on port 8001."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+from fastapi import FastAPI
+
+from ingest_api.http import result_routes, upload_routes
+from ingest_api.intake import Intake
+from ingest_api.outbox import Announcer, Outbox
+from visionmesh.database import Database
+from visionmesh.errors import Unavailable
+from visionmesh.http import create_app
+from visionmesh.kafka import KafkaPublisher
+from visionmesh.object_store import ObjectStore, S3ObjectStore
+from visionmesh.observability.health import Check
+from visionmesh.observability.logs import configure
+from visionmesh.results import Images, PostgresImages
+from visionmesh.service import run_service
+from visionmesh.settings import Settings, get_settings
+
+SERVICE: Final = "ingest-api"
+PORT: Final = 8001
+
+# Within the shutdown budget of the process: what is not acknowledged by then stays in the outbox.
+_OUTBOX_STOP_SECONDS: Final = 3.0
+
+
+def compose(
+    settings: Settings, images: Images, store: ObjectStore, publisher: Announcer, database_check: Check
+) -> FastAPI:
+    """The application over its clients."""
+    outbox = Outbox(images, store, publisher)
+    intake = Intake(
+        images, store, outbox, bucket=settings.s3_upload_bucket, max_bytes=settings.upload_max_bytes
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # A store that is away is none of the start's business: `/ready` and uploads make up for it.
+        with suppress(Unavailable):
+            store.ensure_buckets()
+        outbox.start()
+        yield
+        intake.close()
+        outbox.stop(_OUTBOX_STOP_SECONDS)
+
+    app = create_app(
+        SERVICE,
+        checks={
+            "database": database_check,
+            # A fresh server has no buckets yet.
+            "object_store": store.ensure_buckets,
+            # Only told: uploads are taken while Kafka is away, so no balancer should turn them away.
+            "outbox": outbox.status,
+        },
+        # An upload is counted while it streams.
+        max_body_bytes=None,
+        lifespan=lifespan,
+    )
+    app.include_router(upload_routes(intake, max_files=settings.upload_max_files))
+    app.include_router(result_routes(images, store, max_bytes=settings.upload_max_bytes))
+    return app
+
+
+def main() -> int:
+    settings = get_settings()
+    configure(SERVICE, settings)
+    database = Database.from_settings(settings)
+    app = compose(
+        settings,
+        PostgresImages(database),
+        S3ObjectStore.from_settings(settings),
+        KafkaPublisher(settings),
+        database.ping,
+    )
+    return run_service(app, None, port=PORT, settings=settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The routes on port 8001: pictures in, results out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Final
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+from starlette.requests import ClientDisconnect
+
+from ingest_api.domain import (
+    accepted_answer,
+    image_answer,
+    page_answer,
+    predictions_answer,
+    read_cursor,
+    results_answer,
+)
+from ingest_api.intake import Intake
+from ingest_api.upload import UploadedFile, UploadForm
+from visionmesh.contracts import is_image_id
+from visionmesh.errors import Rejected
+from visionmesh.http import error_of
+from visionmesh.object_store import ObjectStore
+from visionmesh.observability import metrics, tracing
+from visionmesh.results import ImageResults, ImageRow, Images
+from visionmesh.topics import CLASSIFIERS
+
+# A client that sends nothing for this long is gone, or plays for time.
+_STALL_SECONDS: Final = 30.0
+
+_MAX_PAGE: Final = 500
+
+
+def upload_routes(intake: Intake, *, max_files: int) -> APIRouter:
+    """`POST /upload`. max_files: most files in one request."""
+    router = APIRouter(tags=["upload"])
+
+    @router.post("/upload", status_code=202)
+    async def upload(request: Request) -> Response:
+        """Takes pictures: multipart fields `file` (one or several), `tasks`, `image_id`.
+
+        `tasks` and `image_id` may also stand in the query. One file: its answer, 202, or 200 when the
+        same picture came before under the same image_id. Several: an answer for each in `uploads`, 202
+        when at least one was accepted.
+        """
+        form = UploadForm(
+            intake,
+            image_ids=request.query_params.getlist("image_id"),
+            tasks=request.query_params.getlist("tasks"),
+            headers=tracing.to_headers(tracing.current()),
+            max_files=max_files,
+        )
+        files = await form.take(request.headers.get("content-type", ""), _body(request))
+        for file in files:
+            _count(file)
+        return _one(files[0]) if len(files) == 1 else _several(files)
+
+    return router
+
+
+def result_routes(images: Images, store: ObjectStore, *, max_bytes: int) -> APIRouter:
+    """What is known of pictures. max_bytes: the largest picture there is."""
+    router = APIRouter(tags=["results"])
+
+    @router.get("/predictions/{image_id}")
+    def predictions(image_id: str) -> Response:
+        """What the classifiers say, and how far they are: `processing`, `done` or `failed`."""
+        return _json(predictions_answer(image_id, found(image_id), CLASSIFIERS))
+
+    @router.get("/results/{image_id}")
+    def results(image_id: str) -> Response:
+        """Everything that is known of an image, its descriptors included."""
+        return _json(results_answer(image_id, found(image_id), CLASSIFIERS))
+
+    @router.get("/images")
+    def listing(limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 50, before: str | None = None) -> Response:
+        """The uploaded pictures, newest first. before: the `next` of the page before."""
+        cursor = None if before is None else read_cursor(before)
+        return _json(page_answer(images.images(limit=limit, before=cursor), limit))
+
+    @router.get("/images/{image_id}")
+    def image(image_id: str) -> Response:
+        """What was uploaded."""
+        return _json(image_answer(uploaded(image_id)))
+
+    @router.get("/images/{image_id}/content")
+    def content(image_id: str) -> Response:
+        """The picture itself."""
+        row = uploaded(image_id)
+        return Response(
+            store.get(row.minio_path, max_bytes=max_bytes),
+            media_type=row.media_type,
+            headers={
+                "ETag": f'"{row.sha256}"',
+                "Cache-Control": "private, max-age=31536000, immutable",
+                # The type was told from the bytes; a browser need not guess again.
+                "X-Content-Type-Options": "nosniff",
+            },
+        )
+
+    def found(image_id: str) -> ImageResults:
+        known = images.results(image_id) if is_image_id(image_id) else None
+        if known is None:
+            raise _unknown()
+        return known
+
+    def uploaded(image_id: str) -> ImageRow:
+        known = images.image(image_id) if is_image_id(image_id) else None
+        if known is None:
+            raise _unknown()
+        return known
+
+    return router
+
+
+async def _body(request: Request) -> AsyncIterator[bytes]:
+    """The body of a request, piece by piece. Raises `Rejected` when it ends or stops too early."""
+    pieces = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(_STALL_SECONDS):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        except ClientDisconnect as error:
+            raise Rejected("truncated_body", "The request ends before its form does.") from error
+        except TimeoutError as error:
+            raise Rejected("upload_stalled", f"No byte came for {_STALL_SECONDS:g} seconds.") from error
+        yield piece
+
+
+def _one(file: UploadedFile) -> Response:
+    if file.accepted is None:
+        assert file.error is not None, "a file is accepted or has an error"
+        raise file.error
+    return _json(accepted_answer(file.accepted.image), 202 if file.accepted.created else 200)
+
+
+def _several(files: list[UploadedFile]) -> Response:
+    uploads = [{"file": file.filename} | _outcome(file) for file in files]
+    first = files[0].error
+    if first is None or any(file.accepted for file in files):
+        return _json({"uploads": uploads}, 202)
+    refusal = error_of(first)
+    answer = _json(msgspec.json.decode(refusal.body) | {"uploads": uploads}, refusal.status_code)
+    if "retry-after" in refusal.headers:
+        answer.headers["retry-after"] = refusal.headers["retry-after"]
+    return answer
+
+
+def _outcome(file: UploadedFile) -> dict[str, Any]:
+    if file.accepted is not None:
+        return accepted_answer(file.accepted.image)
+    assert file.error is not None, "a file is accepted or has an error"
+    status = "rejected" if isinstance(file.error, Rejected) else "failed"
+    return {"status": status, **msgspec.json.decode(error_of(file.error).body)}
+
+
+def _count(file: UploadedFile) -> None:
+    if file.accepted is None:
+        metrics.UPLOADS.labels("rejected" if isinstance(file.error, Rejected) else "failed").inc()
+    elif file.accepted.created:
+        metrics.UPLOADS.labels("accepted").inc()
+        metrics.UPLOAD_BYTES.inc(file.accepted.image.bytes)
+    else:
+        metrics.UPLOADS.labels("duplicate").inc()
+
+
+def _unknown() -> Rejected:
+    return Rejected("image_not_found", "No image of this id is known.")
+
+
+def _json(answer: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(answer), status, media_type="application/json")

@@ -1,0 +1,298 @@
+"""Takes one picture in: streams it to the object store, writes its row, announces it.
+
+The order makes a picture either whole or absent, wherever it breaks off: object, row, record. An object
+that gets no row is deleted; a row without a record is in the outbox.
+
+Memory: a picture of up to one part (5 MiB) is held, since a single request stores it. Of a larger one a
+few parts are, whatever its size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from queue import SimpleQueue
+from time import time_ns
+from typing import Final, TypeVar
+
+from ingest_api.domain import SNIFF_BYTES, Header, checked_media_type, object_key, read_header, uuid7
+from ingest_api.outbox import Outbox
+from visionmesh import kafka
+from visionmesh.errors import Rejected, Unavailable
+from visionmesh.object_store import PART_BYTES, ObjectStore
+from visionmesh.results import ImageRow, Images
+
+T = TypeVar("T")
+
+# Uploads that talk to the servers at once. Most of that is waiting, and the object store's client keeps
+# 32 connections open.
+_THREADS: Final = 16
+# A large picture holds a thread for as long as its client sends.
+_STREAM_THREADS: Final = 16
+
+# What goes at a time from the event loop to the thread that stores a large picture: small beside a part,
+# large beside the cost of waking a thread.
+_BLOCK_BYTES: Final = 256 * 1024
+_BLOCKS_WAITING: Final = 2
+
+# Headers end within this, but for files with a large preview in front.
+_HEADER_BYTES: Final = 512 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a request says about its pictures. headers: of the Kafka records, the trace of the request."""
+
+    image_id: str | None
+    tasks: tuple[str, ...] | None
+    headers: tuple[kafka.Header, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A picture that lies in the object store; no row names it yet. length: in bytes."""
+
+    upload_id: str
+    minio_path: str
+    header: Header
+    sha256: str
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A picture that is stored and has a row. created: False when an earlier request brought it."""
+
+    image: ImageRow
+    created: bool
+
+
+class Intake:
+    """What all uploads of a process share: clients, threads, limits. Its methods block."""
+
+    def __init__(
+        self, images: Images, store: ObjectStore, outbox: Outbox, *, bucket: str, max_bytes: int
+    ) -> None:
+        """bucket: where pictures go. max_bytes: the largest picture accepted."""
+        self.max_bytes = max_bytes
+        self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="upload")
+        self.stream_threads = ThreadPoolExecutor(_STREAM_THREADS, thread_name_prefix="upload-stream")
+        self._images = images
+        self._store = store
+        self._outbox = outbox
+        self._bucket = bucket
+        self._database_in_doubt = False
+
+    def close(self) -> None:
+        """Waits for what is being stored."""
+        self.threads.shutdown()
+        self.stream_threads.shutdown()
+
+    def store_whole(self, pieces: Sequence[memoryview], image_id: str | None) -> StoredObject:
+        """Stores a picture of which every byte is here. Raises `Rejected` or `Unavailable`."""
+        data = b"".join(pieces)
+        header = read_header(data, complete=True)
+        return self._store_object(header, image_id, iter((data,)))
+
+    def store_stream(self, start: bytes, image_id: str | None, blocks: Iterator[bytes]) -> StoredObject:
+        """Stores a picture whose bytes are still coming. start: its first ones, which `blocks` repeats.
+
+        Raises `Rejected` or `Unavailable`, and whatever `blocks` raises; nothing is stored then.
+        """
+        return self._store_object(read_header(start, complete=False), image_id, blocks)
+
+    def take(self, pieces: Sequence[memoryview], terms: Terms) -> Accepted:
+        """Stores and registers a picture of which every byte is here."""
+        return self.register(self.store_whole(pieces, terms.image_id), terms)
+
+    def register(self, stored: StoredObject, terms: Terms) -> Accepted:
+        """Writes the row of an object and announces it.
+
+        Raises `Rejected("image_id_conflict")` when the image id is another picture's. When it is this
+        picture's, the earlier upload stands and this object is deleted.
+        """
+        row = ImageRow(
+            image_id=terms.image_id or stored.upload_id,
+            minio_path=stored.minio_path,
+            sha256=stored.sha256,
+            bytes=stored.length,
+            media_type=stored.header.media_type,
+            width=stored.header.width,
+            height=stored.header.height,
+            tasks=terms.tasks,
+        )
+        try:
+            added = self._images.add_image(row)
+        except Unavailable:
+            self._database_in_doubt = True
+            self._outbox.discard_unless_named(row.image_id, row.minio_path)
+            raise
+        except Rejected:
+            self.discard(stored)
+            raise
+        if not added.created:
+            self.discard(stored)
+        if added.image.published_at is None:
+            self._outbox.announce(added.image, terms.headers)
+        return Accepted(added.image, added.created)
+
+    def discard(self, stored: StoredObject) -> None:
+        """Deletes an object that no row will name; later, when the store is away."""
+        try:
+            self._store.delete(stored.minio_path)
+        except Unavailable:
+            self._outbox.discard_unless_named(stored.upload_id, stored.minio_path)
+
+    def _store_object(self, header: Header, image_id: str | None, blocks: Iterator[bytes]) -> StoredObject:
+        self._check_database()
+        upload_id = uuid7(time_ns() // 1_000_000, os.urandom(10))
+        key = object_key(datetime.now(UTC).date(), upload_id, image_id, header.extension)
+        minio_path = f"{self._bucket}/{key}"
+        digest = hashlib.sha256()
+        try:
+            length = self._store.put(
+                minio_path, _digested(blocks, digest.update), media_type=header.media_type
+            )
+        except Unavailable:
+            # The object may be there, and only the answer lost.
+            self._outbox.discard_unless_named(upload_id, minio_path)
+            raise
+        except Rejected as error:
+            if error.code != "object_not_found":
+                raise
+            # Of an object that is being written, this can only be the bucket.
+            self._store.ensure_buckets()
+            raise Unavailable("object_store", f"bucket {self._bucket!r} was missing") from error
+        return StoredObject(upload_id, minio_path, header, digest.hexdigest(), length)
+
+    def _check_database(self) -> None:
+        """Fails before an object is stored, when the last row could not be written."""
+        if self._database_in_doubt:
+            self._images.pending()
+            self._database_in_doubt = False
+
+
+class Receiving:
+    """One picture while its bytes come in, on the event loop. Every method may raise `Rejected` or
+    `Unavailable`, and `abandon` must follow then.
+    """
+
+    def __init__(self, intake: Intake, image_id: str | None) -> None:
+        """image_id: the client's own, as far as it is known when the file begins."""
+        self._intake = intake
+        self._image_id = image_id
+        self._pieces: list[memoryview] = []
+        self._held = 0
+        self._length = 0
+        self._is_known = False
+        self._stream: _Stream | None = None
+
+    async def write(self, data: memoryview) -> None:
+        """Takes the next bytes; waits while the object store is slower than the client."""
+        self._length += len(data)
+        if self._length > self._intake.max_bytes:
+            raise Rejected(
+                "too_many_bytes",
+                f"The file is too large; at most {self._intake.max_bytes} bytes are accepted.",
+            )
+        self._pieces.append(data)
+        self._held += len(data)
+        if not self._is_known and self._held >= SNIFF_BYTES:
+            # Before megabytes of something else are waited for.
+            checked_media_type(b"".join(self._pieces)[:SNIFF_BYTES])
+            self._is_known = True
+        if self._stream is not None and self._held >= _BLOCK_BYTES:
+            await self._stream.send(b"".join(self._release()))
+        elif self._stream is None and self._held > PART_BYTES:
+            start = b"".join(self._release())
+            self._stream = _Stream(self._intake, start[:_HEADER_BYTES], self._image_id)
+            await self._stream.send(start)
+
+    async def take(self, terms: Terms) -> Accepted:
+        """Ends the picture, stores and registers it."""
+        if self._stream is None:
+            return await in_threads(self._intake.threads, partial(self._intake.take, self._release(), terms))
+        stored = await self.store()
+        return await in_threads(self._intake.threads, partial(self._intake.register, stored, terms))
+
+    async def store(self) -> StoredObject:
+        """Ends the picture and stores it. To be registered or discarded."""
+        if self._stream is None:
+            work = partial(self._intake.store_whole, self._release(), self._image_id)
+            return await in_threads(self._intake.threads, work)
+        await self._stream.send(b"".join(self._release()))
+        return await self._stream.end()
+
+    async def abandon(self) -> None:
+        """Ends the picture and stores nothing."""
+        self._release()
+        if self._stream is not None:
+            await self._stream.abandon()
+
+    def _release(self) -> list[memoryview]:
+        pieces, self._pieces, self._held = self._pieces, [], 0
+        return pieces
+
+
+class _Abandoned(Exception):  # noqa: N818 - not an error but an end
+    """The picture will not be complete. Makes the object store's client take back what it has stored."""
+
+
+class _Stream:
+    """Hands a large picture from the event loop to the thread that stores it, a few blocks ahead."""
+
+    def __init__(self, intake: Intake, start: bytes, image_id: str | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._room = asyncio.Semaphore(_BLOCKS_WAITING)
+        self._blocks: SimpleQueue[bytes | _Abandoned | None] = SimpleQueue()
+        self._intake = intake
+        self._job = intake.stream_threads.submit(intake.store_stream, start, image_id, self._received())
+        self._stored = asyncio.wrap_future(self._job)
+        # Whoever waits for room must learn that nobody makes any.
+        self._stored.add_done_callback(lambda _: self._room.release())
+
+    async def send(self, block: bytes) -> None:
+        await self._room.acquire()
+        if self._stored.done():
+            # It ended before the picture did, so it failed.
+            self._stored.result()
+        self._blocks.put(block)
+
+    async def end(self) -> StoredObject:
+        self._blocks.put(None)
+        return await self._stored
+
+    async def abandon(self) -> None:
+        if self._job.cancel():
+            return
+        self._blocks.put(_Abandoned())
+        with suppress(_Abandoned, Rejected, Unavailable):
+            stored = await self._stored
+            await in_threads(self._intake.threads, partial(self._intake.discard, stored))
+
+    def _received(self) -> Iterator[bytes]:
+        """The blocks, in the thread."""
+        while (block := self._blocks.get()) is not None:
+            if isinstance(block, _Abandoned):
+                raise block
+            self._loop.call_soon_threadsafe(self._room.release)
+            if block:
+                yield block
+
+
+def _digested(blocks: Iterator[bytes], digest: Callable[[bytes], None]) -> Iterator[bytes]:
+    for block in blocks:
+        digest(block)
+        yield block
+
+
+def in_threads(threads: ThreadPoolExecutor, work: Callable[[], T]) -> asyncio.Future[T]:
+    """Runs blocking work away from the event loop."""
+    return asyncio.get_running_loop().run_in_executor(threads, work)
