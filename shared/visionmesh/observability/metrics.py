@@ -11,7 +11,8 @@ from prometheus_client import Counter, Gauge, Histogram, Info
 
 # From a no-op step to a picture that meets its deadline; the seeds' 15, 25, 45 and 50 ms are boundaries.
 _SECONDS: Final = (
-    0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.045, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0
+    0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.045, 0.05, 0.1, 0.15, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
 _BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -29,8 +30,12 @@ RETRIES: Final = Counter(
 )
 IN_FLIGHT: Final = Gauge("mesh_messages_in_flight", "Messages taken and not yet committed.", ["worker"])
 PARTITIONS: Final = Gauge("mesh_partitions_assigned", "Partitions this replica owns.", ["worker"])
-BATCH_SIZE: Final = Histogram("mesh_batch_size", "Messages handed to the step at once.", ["worker"], buckets=_BATCH)
-STEP_SECONDS: Final = Histogram("mesh_step_seconds", "Time in the step, per batch.", ["worker"], buckets=_SECONDS)
+BATCH_SIZE: Final = Histogram(
+    "mesh_batch_size", "Messages handed to the step at once.", ["worker"], buckets=_BATCH
+)
+STEP_SECONDS: Final = Histogram(
+    "mesh_step_seconds", "Time in the step, per batch.", ["worker"], buckets=_SECONDS
+)
 STORE_SECONDS: Final = Histogram(
     "mesh_store_seconds", "Time to write a batch to Postgres.", ["worker"], buckets=_SECONDS
 )
@@ -43,18 +48,24 @@ AGE_SECONDS: Final = Histogram(
 )  # fmt: skip
 
 # Ingest
-UPLOADS: Final = Counter("mesh_uploads_total", "Uploaded files, by outcome (accepted, duplicate, rejected, failed).", ["outcome"])
+UPLOADS: Final = Counter(
+    "mesh_uploads_total", "Uploaded files, by outcome (accepted, duplicate, rejected, failed).", ["outcome"]
+)
 UPLOAD_BYTES: Final = Counter("mesh_upload_bytes_total", "Bytes of accepted pictures.")
 UPLOAD_SECONDS: Final = Histogram("mesh_upload_seconds", "Time to take one uploaded file.", buckets=_SECONDS)
 OUTBOX_PENDING: Final = Gauge("mesh_outbox_pending", "Uploads stored and not yet published.")
 
 # Every service
 HTTP_REQUESTS: Final = Counter("mesh_http_requests_total", "HTTP requests.", ["service", "route", "status"])
-HTTP_SECONDS: Final = Histogram("mesh_http_seconds", "Time to answer an HTTP request.", ["service", "route"], buckets=_SECONDS)
+HTTP_SECONDS: Final = Histogram(
+    "mesh_http_seconds", "Time to answer an HTTP request.", ["service", "route"], buckets=_SECONDS
+)
 OBJECT_STORE_SECONDS: Final = Histogram(
     "mesh_object_store_seconds", "Time of one object-store call.", ["operation"], buckets=_SECONDS
 )
 ISOLATED_RESTARTS: Final = Counter(
-    "mesh_isolated_restarts_total", "Child processes that ended in the middle, by reason (crash, deadline).", ["reason"]
+    "mesh_isolated_restarts_total",
+    "Child processes that ended in the middle, by reason (crash, deadline).",
+    ["reason"],
 )
 MODEL: Final = Info("mesh_model", "The model this process answers with.")

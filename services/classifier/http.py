@@ -1,0 +1,59 @@
+"""`POST /predict`: 20 descriptors -> a label, at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from fastapi import FastAPI
+from pydantic import BaseModel, Field, FiniteFloat
+
+from classifier.domain import Classifier, validate
+from visionmesh.http import create_app
+from visionmesh.observability.health import Check
+
+_DESCRIPTORS: Final = "What the feature extractor found in a picture, in its order."
+
+
+class PredictRequest(BaseModel):
+    """What the extractor answered and published; its other fields are ignored."""
+
+    descriptors: list[FiniteFloat] = Field(description=_DESCRIPTORS)
+
+
+class PredictResponse(BaseModel):
+    """confidence: the probability of `label`. latency_ms: time in the model."""
+
+    label: str
+    confidence: float
+    probabilities: dict[str, float]
+    classifier: str
+    model: str
+    model_version: str
+    latency_ms: float
+
+
+def make_app(service: str, name: str, classifier: Classifier, *, checks: Mapping[str, Check]) -> FastAPI:
+    """The application of the classifier that users know as `name`."""
+    app = create_app(service, checks=checks)
+    model = classifier.model
+
+    @app.post("/predict")
+    def predict(request: PredictRequest) -> PredictResponse:
+        """The label of a picture by its descriptors."""
+        values = validate(request.descriptors, model.descriptor_count)
+        started = time.perf_counter()
+        (prediction,) = classifier.classify(values[None, :])
+        latency_ms = (time.perf_counter() - started) * 1000
+        return PredictResponse(
+            label=prediction.label,
+            confidence=prediction.confidence,
+            probabilities=dict(zip(model.labels, prediction.probabilities, strict=True)),
+            classifier=name,
+            model=model.name,
+            model_version=model.version,
+            latency_ms=round(latency_ms, 3),
+        )
+
+    return app

@@ -1,0 +1,84 @@
+"""`POST /extract` on port 8006: a picture -> its 20 descriptors, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from feature_extractor.domain import Extractor, on_the_wire
+from feature_extractor.step import Fetch, Prepare
+from visionmesh.contracts import ImageUploaded, is_image_id
+from visionmesh.errors import Rejected
+from visionmesh.http import create_app, decode_json
+from visionmesh.observability import logs
+from visionmesh.observability.health import Check
+
+# Boundaries and headers of a form around a picture.
+_FORM_BYTES: Final = 64 * 1024
+_FORM_FIELDS: Final = 16
+
+_BODIES: Final[dict[str, Any]] = {
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "required": ["image_id", "minio_path"],
+            "properties": {"image_id": {"type": "string"}, "minio_path": {"type": "string"}},
+        },
+        "example": {"image_id": "test-123", "minio_path": "raw-images/test.jpg"},
+    },
+    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    "multipart/form-data": {
+        "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
+    },
+}
+
+
+def make_app(
+    service: str,
+    fetch: Fetch,
+    prepare: Prepare,
+    extractor: Extractor,
+    *,
+    checks: Mapping[str, Check],
+    max_bytes: int,
+) -> FastAPI:
+    """max_bytes: the largest picture that is taken in the request itself."""
+    app = create_app(service, checks=checks, max_body_bytes=max_bytes + _FORM_BYTES)
+
+    def answer(image_id: str | None, data: bytes) -> dict[str, Any]:
+        (descriptors,) = on_the_wire(extractor.extract([prepare(data)]))
+        return {"image_id": image_id, "descriptors": descriptors, "descriptor_count": len(descriptors)}
+
+    def fetched(message: ImageUploaded) -> dict[str, Any]:
+        with logs.bind(image_id=message.image_id):
+            return answer(message.image_id, fetch(message.minio_path))
+
+    @app.post("/extract", openapi_extra={"requestBody": {"required": True, "content": _BODIES}})
+    async def extract(request: Request, image_id: str | None = None) -> dict[str, Any]:
+        """A picture's descriptors: of one in the object store (JSON), or of the one in the body.
+
+        image_id: of a picture in the body, only to be repeated in the answer.
+        """
+        if image_id is not None and not is_image_id(image_id):
+            raise Rejected("bad_image_id", "An image_id is 1 to 128 letters, digits and . _ : -")
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type == "application/json":
+            message = decode_json(await request.body(), ImageUploaded)
+            return await run_in_threadpool(fetched, message)
+        data = await (_file_of(request) if media_type == "multipart/form-data" else request.body())
+        return await run_in_threadpool(answer, image_id, data)
+
+    return app
+
+
+async def _file_of(request: Request) -> bytes:
+    """The first file of a form, whatever its field is called."""
+    async with request.form(max_files=1, max_fields=_FORM_FIELDS) as form:
+        for value in form.values():
+            if isinstance(value, UploadFile):
+                return await value.read()
+    raise Rejected("no_file", 'The form has no file; send it with curl -F "file=@picture.jpg"')

@@ -1,0 +1,289 @@
+"""The HTTP application that every service starts from.
+
+It brings `GET /health`, `GET /ready` and `GET /metrics`, and one shape of error for whatever goes wrong:
+`{"error": "a sentence that helps", "code": "stable_word"}`. A stack trace never leaves the process.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, Final, TypeVar
+
+import msgspec
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
+
+from visionmesh.errors import Rejected, Unavailable
+from visionmesh.observability import metrics, tracing
+from visionmesh.observability.health import Check, Readiness
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+# A request body that is not a picture: thousands of descriptors fit.
+_MAX_BODY_BYTES: Final = 1024 * 1024
+
+_RETRY_AFTER_SECONDS: Final = 2
+
+# What a `Rejected` is over HTTP. A code that is not here is 422: the request was understood, but what it
+# holds can't be worked on.
+_STATUS: Final = {
+    "bad_image_id": 400,
+    "bad_path": 400,
+    "bad_request": 400,
+    "bucket_not_allowed": 403,
+    "image_id_conflict": 409,
+    "image_not_found": 404,
+    "invalid_json": 400,
+    "malformed_multipart": 400,
+    "no_file": 400,
+    "not_an_image": 415,
+    "not_found": 404,
+    "not_multipart": 415,
+    "object_not_found": 404,
+    "body_too_large": 413,
+    "too_many_bytes": 413,
+    "too_many_files": 413,
+    "too_many_pixels": 413,
+    "truncated_body": 400,
+    "unknown_task": 400,
+    "unsupported_media_type": 415,
+}
+
+_CODES: Final = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+}
+
+
+def create_app(
+    service: str,
+    *,
+    checks: Mapping[str, Check],
+    max_body_bytes: int | None = _MAX_BODY_BYTES,
+    lifespan: Lifespan[FastAPI] | None = None,
+) -> FastAPI:
+    """An application with the routes and errors of every service, to which a service adds its own.
+
+    checks: by the name that `/ready` shows; see `visionmesh.observability.health`.
+    max_body_bytes: larger request bodies are answered 413; None for routes that count for themselves.
+    """
+    app = FastAPI(title=service, lifespan=lifespan, redoc_url=None)
+    readiness = Readiness(checks)
+
+    @app.get("/health", summary="Whether the process is alive")
+    async def health() -> dict[str, str]:
+        return {"status": "ok", "service": service}
+
+    @app.get("/ready", summary="Whether the process can work, and what it waits for if not")
+    async def ready() -> Response:
+        findings = await readiness.findings()
+        is_ready = all(finding.ready for finding in findings.values())
+        return JSONResponse(
+            {
+                "ready": is_ready,
+                "service": service,
+                "checks": {name: finding.as_json() for name, finding in findings.items()},
+            },
+            status_code=HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE,
+        )
+
+    @app.get("/metrics", summary="Metrics for Prometheus")
+    def exposition() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    app.add_exception_handler(Rejected, _on_rejected)
+    app.add_exception_handler(Unavailable, _on_unavailable)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_middleware(_Shell, service=service, max_body_bytes=max_body_bytes)
+    return app
+
+
+def error_response(
+    status: int, code: str, reason: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The one shape of an error."""
+    return JSONResponse({"error": reason, "code": code}, status_code=status, headers=headers)
+
+
+def error_of(error: Rejected | Unavailable) -> JSONResponse:
+    """What a failure outcome is over HTTP."""
+    if isinstance(error, Rejected):
+        return error_response(
+            _STATUS.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY), error.code, error.reason
+        )
+    # The reason may name addresses and accounts; it is logged and on /ready, and not for clients.
+    return error_response(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        f"{error.server}_unavailable",
+        f"The {error.server.replace('_', ' ')} can't be reached at the moment; please try again.",
+        {"Retry-After": str(_RETRY_AFTER_SECONDS)},
+    )
+
+
+def decode_json(body: bytes, type_: type[T]) -> T:
+    """A request body as a message of the mesh. Raises `Rejected`: `invalid_json`, `invalid_request`.
+
+    As strict as JSON is: NaN and Infinity, which Python's parser would take, are refused.
+    """
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except msgspec.ValidationError as error:
+        raise Rejected("invalid_request", f"{error}.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Rejected("invalid_json", _why_no_json(body, error)) from error
+
+
+def _why_no_json(body: bytes, error: Exception) -> str:
+    if not body:
+        return "The body is empty; it must be JSON."
+    found: list[str] = []
+    with suppress(ValueError, RecursionError):
+        json.loads(body, parse_constant=found.append)
+    if found:
+        return f"The body is not JSON: JSON has no {found[0]}."
+    return f"The body is not JSON: {error}."
+
+
+async def _on_rejected(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Rejected)
+    return error_of(error)
+
+
+async def _on_unavailable(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Unavailable)
+    log.warning("unavailable", server=error.server, reason=error.reason)
+    return error_of(error)
+
+
+async def _on_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems: Sequence[Mapping[str, Any]] = error.errors()
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        reason = f"The body is not JSON: {first.get('ctx', {}).get('error', 'it can not be parsed')}."
+        return error_response(HTTPStatus.BAD_REQUEST, "invalid_json", reason)
+    place = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+    code = "not_finite" if first["type"] == "finite_number" else "invalid_request"
+    return error_response(HTTPStatus.UNPROCESSABLE_ENTITY, code, f"{place}: {first['msg']}.")
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    reason = str(error.detail)
+    if reason == HTTPStatus.NOT_FOUND.phrase:
+        reason = f"There is no {request.url.path} here; /docs shows what there is."
+    elif reason == HTTPStatus.METHOD_NOT_ALLOWED.phrase:
+        reason = f"{request.url.path} does not take {request.method}."
+    code = _CODES.get(error.status_code, "http_error")
+    return error_response(error.status_code, code, reason, error.headers)
+
+
+class _Shell:
+    """Around every request: its trace, its metrics, its size, and an answer to a bug.
+
+    Plain ASGI: Starlette's base class for middleware would buffer and break streams.
+    """
+
+    def __init__(self, app: ASGIApp, service: str, max_body_bytes: int | None) -> None:
+        self._app = app
+        self._service = service
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 0
+        started = time.perf_counter()
+
+        async def send_noting_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        with tracing.use(_trace_of(scope)):
+            try:
+                await self._answer(scope, receive, send_noting_status)
+            except ClientDisconnect:
+                status = status or 499  # as nginx calls it; nobody is there to be answered
+            except Exception:
+                log.exception("request_failed", method=scope["method"], path=scope["path"])
+                if status:
+                    raise  # half an answer is out; the server cuts the connection
+                response = error_response(
+                    HTTPStatus.INTERNAL_SERVER_ERROR,
+                    "internal_error",
+                    "Something went wrong here; the log of the service says what.",
+                )
+                await response(scope, receive, send_noting_status)
+            finally:
+                route = _route_of(scope)
+                metrics.HTTP_REQUESTS.labels(self._service, route, str(status)).inc()
+                metrics.HTTP_SECONDS.labels(self._service, route).observe(time.perf_counter() - started)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = self._max_body_bytes
+        if limit is None:
+            await self._app(scope, receive, send)
+            return
+        announced = _content_length(scope)
+        if announced is not None and announced > limit:
+            await error_of(_too_large(limit))(scope, receive, send)
+            return
+        left = limit
+
+        async def receive_counting() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                # This exception, and no other, is passed on by FastAPI from inside the reading of a body.
+                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _too_large(limit).reason)
+            return message
+
+        await self._app(scope, receive_counting, send)
+
+
+def _too_large(limit: int) -> Rejected:
+    return Rejected("body_too_large", f"The request is too large: at most {limit} bytes are accepted.")
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return None
+
+
+def _content_length(scope: Scope) -> int | None:
+    text = _header(scope, b"content-length")
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def _trace_of(scope: Scope) -> tracing.Trace:
+    """A span of the client's trace; without one, a new trace that is not sampled."""
+    text = _header(scope, b"traceparent")
+    parent = tracing.Trace.parse(text) if text is not None else None
+    return parent.child() if parent is not None else tracing.Trace.new()
+
+
+def _route_of(scope: Scope) -> str:
+    """The template of the route, so that ids in paths don't make a series each."""
+    return getattr(scope.get("route"), "path", None) or "unmatched"

@@ -1,0 +1,106 @@
+"""Logs: one JSON object per line on stderr, from the mesh's own code and from every library alike.
+
+Each line has `timestamp` (ISO 8601, UTC), `level`, `service`, `event`, and, inside a request or a message
+of a trace, `trace_id`. `bind` adds fields, such as `image_id`, to all lines of a block.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+import structlog
+from structlog.types import EventDict, Processor
+
+from visionmesh.observability import tracing
+from visionmesh.settings import Settings
+
+# Libraries put addresses into their messages, and an address may hold a password.
+_PASSWORD_IN_URL: Final = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]+(?=@)")
+_PASSWORD_IN_DSN: Final = re.compile(r"(?i)(password\s*=\s*)('[^']*'|[^\s']+)")
+_SECRET_NAMES: Final = re.compile(r"(?i)password|secret|token|authorization|api_?key|access_?key")
+_HIDDEN: Final = "***"
+
+# One line per request, or per connection attempt, says nothing that a metric does not.
+_QUIET: Final = ("uvicorn.access", "urllib3.connectionpool", "asyncio", "python_multipart", "PIL")
+
+
+def configure(service: str, settings: Settings) -> None:
+    """Sets up the logs of this process. To be called once, before anything is logged."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add(service),
+    ]
+    last: list[Processor] = (
+        [structlog.processors.format_exc_info, _hide_secrets, structlog.processors.JSONRenderer(default=str)]
+        if settings.log_format == "json"
+        else [_hide_secrets, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.log_level.upper())
+    logging.captureWarnings(True)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[
+            *shared,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.processors.StackInfoRenderer(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(settings.log_level.upper())),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+
+
+def bind(**fields: Any) -> AbstractContextManager[None]:
+    """Adds fields to every line that is logged inside the block, by whoever."""
+    return structlog.contextvars.bound_contextvars(**fields)
+
+
+def _add(service: str) -> Processor:
+    def add(_: Any, __: str, event: EventDict) -> EventDict:
+        event["service"] = service
+        trace = tracing.current()
+        if trace is not None:
+            event["trace_id"] = trace.trace_id
+        return event
+
+    return add
+
+
+def _hide_secrets(_: Any, __: str, event: EventDict) -> EventDict:
+    _hide(event)
+    return event
+
+
+def _hide(fields: MutableMapping[str, Any]) -> None:
+    for name, value in fields.items():
+        if _SECRET_NAMES.search(name):
+            fields[name] = _HIDDEN
+        elif isinstance(value, str):
+            fields[name] = without_passwords(value)
+        elif isinstance(value, MutableMapping):
+            fields[name] = dict(value)
+            _hide(fields[name])
+
+
+def without_passwords(text: str) -> str:
+    """`text` with the passwords of addresses and connection strings replaced."""
+    if "@" in text:
+        text = _PASSWORD_IN_URL.sub(rf"\1:{_HIDDEN}", text)
+    return _PASSWORD_IN_DSN.sub(rf"\1{_HIDDEN}", text)

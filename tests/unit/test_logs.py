@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+import structlog
+
+from visionmesh.observability import logs, tracing
+from visionmesh.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers, root.level = handlers, level
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return [json.loads(line) for line in captured.err.splitlines()]
+
+
+def test_every_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("classifier-fast", Settings())
+    structlog.get_logger().info("batch_done", size=3)
+    logging.getLogger("uvicorn.error").warning("from %s", "a library")
+    own, foreign = lines(capsys)
+    assert (own["event"], own["size"], own["level"], own["service"]) == (
+        "batch_done",
+        3,
+        "info",
+        "classifier-fast",
+    )
+    assert (foreign["event"], foreign["level"], foreign["logger"]) == (
+        "from a library",
+        "warning",
+        "uvicorn.error",
+    )
+    assert foreign["service"] == "classifier-fast"
+    for line in (own, foreign):
+        assert datetime.fromisoformat(line["timestamp"]).utcoffset() == timedelta(0)
+
+
+def test_what_is_bound_is_on_every_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("test", Settings())
+    trace = tracing.Trace.new()
+    with tracing.use(trace), logs.bind(image_id="test-123"):
+        structlog.get_logger().info("one")
+        logging.getLogger("library").info("two")
+    structlog.get_logger().info("three")
+    one, two, three = lines(capsys)
+    assert one["trace_id"] == two["trace_id"] == trace.trace_id
+    assert one["image_id"] == two["image_id"] == "test-123"
+    assert "trace_id" not in three
+    assert "image_id" not in three
+
+
+def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("test", Settings(log_level="warning"))
+    structlog.get_logger().info("no")
+    logging.getLogger("library").info("no")
+    structlog.get_logger().warning("yes")
+    logging.getLogger("library").warning("yes")
+    assert [line["event"] for line in lines(capsys)] == ["yes", "yes"]
+
+
+def test_exceptions_stay_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("test", Settings())
+    try:
+        raise ValueError("why")
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    (line,) = lines(capsys)
+    assert line["level"] == "error"
+    assert "ValueError: why" in line["exception"]
+    assert "Traceback" in line["exception"]
+
+
+def test_secrets_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("test", Settings())
+    log = structlog.get_logger()
+    log.info(
+        "connecting",
+        dsn="postgresql://mesh:hunter2@db:5432/mesh",
+        password="hunter2",
+        s3_secret_key="hunter2",
+    )
+    log.info("nested", settings={"token": "hunter2", "dsn": "host=db password=hunter2 user=mesh"})
+    logging.getLogger("library").error("can't connect to %s", "amqp://a:hunter2@b")
+    try:
+        raise ValueError("password=hunter2")
+    except ValueError:
+        log.exception("failed")
+    captured = capsys.readouterr().err
+    assert "hunter2" not in captured
+    assert "postgresql://mesh:***@db:5432/mesh" in captured
+
+
+def test_values_that_json_has_not_are_written_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("test", Settings())
+    structlog.get_logger().info("odd", value={1, 2}, path=b"\xff")
+    (line,) = lines(capsys)
+    assert line["value"] == "{1, 2}"
+
+
+def test_console(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("test", Settings(log_format="console"))
+    structlog.get_logger().info("for_people", size=3)
+    assert "for_people" in capsys.readouterr().err
