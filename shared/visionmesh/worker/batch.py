@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Event
@@ -86,6 +87,7 @@ class BatchRunner(Generic[C]):
         self._max_attempts = max_attempts
         self._stop = stop
         self._keyed_by_image = topic.key == "image_id"
+        self._age_seconds = metrics.AGE_SECONDS.labels(name)
         self.waiting_for: Unavailable | None = None
 
     def run(self, messages: Sequence[Message]) -> None:
@@ -98,7 +100,7 @@ class BatchRunner(Generic[C]):
         item: _Item[C] = _Item(message)
         try:
             item.value = self._decoder.decode(message.value() or b"")
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             item.verdict = Rejected("invalid_message", f"not a {self._topic.contract.__name__}: {error}")
             item.image_id = self._image_id_of(message)
         else:
@@ -111,7 +113,7 @@ class BatchRunner(Generic[C]):
             return None
         try:
             found = msgspec.json.decode(message.value() or b"", type=dict[str, Any]).get("image_id")
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         return found if isinstance(found, str) and is_image_id(found) else None
 
@@ -147,14 +149,18 @@ class BatchRunner(Generic[C]):
             metrics.STEP_SECONDS.labels(self._name).observe(time.perf_counter() - started)
         self._save(items)
         self._publish(items)
+        self._tell(items)
+
+    def _tell(self, items: Sequence[_Item[C]]) -> None:
+        """Metrics and log lines of a finished group."""
         now = time.time()
+        states: Counter[OutcomeState] = Counter()
         for item in items:
             verdict = item.verdict
-            state = _state(verdict)
-            metrics.FINISHED.labels(self._name, state).inc()
+            states[_state(verdict)] += 1
             kind, milliseconds = item.message.timestamp()
             if kind != TIMESTAMP_NOT_AVAILABLE:
-                metrics.AGE_SECONDS.labels(self._name).observe(max(0.0, now - milliseconds / 1000))
+                self._age_seconds.observe(max(0.0, now - milliseconds / 1000))
             if isinstance(verdict, Rejected):
                 metrics.DEAD_LETTERS.labels(self._name, verdict.code).inc()
                 log.warning(
@@ -167,6 +173,8 @@ class BatchRunner(Generic[C]):
                     offset=item.message.offset(),
                     traceback=item.traceback,
                 )
+        for state, count in states.items():
+            metrics.FINISHED.labels(self._name, state).inc(count)
 
     # Step
 
@@ -339,4 +347,7 @@ def _state(verdict: Verdict | None) -> OutcomeState:
 
 def _trace(message: Message) -> tuple[tuple[str, bytes], ...]:
     """The trace context of the message, handed on to what came of it; only sampled records carry one."""
-    return tuple((name, value) for name, value in message.headers() or () if name == _TRACEPARENT)
+    headers = message.headers()
+    if not headers:
+        return ()
+    return tuple((name, value) for name, value in headers if name == _TRACEPARENT)
