@@ -1,0 +1,62 @@
+# One file for every service of the mesh: a shared base, one dependency target per lock, thin service targets.
+# docker-compose.yml chooses one by `target:`; alone: docker build --target classifier .
+
+FROM python:3.11-slim-bookworm AS base
+# PYTHONDONTWRITEBYTECODE: the file system is read-only at run time; bytecode is compiled below, at build time.
+ENV PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    PYTHONPATH=/app/shared:/app/services \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore \
+    MESH_HTTP_HOST=0.0.0.0
+WORKDIR /app
+# A number, not a name, so that Kubernetes can check that it is not root.
+ARG MESH_UID=10001
+
+
+FROM base AS ingest-api-dependencies
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/ingest-api.txt,target=/tmp/requirements.txt \
+    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+
+FROM base AS feature-extractor-dependencies
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/feature-extractor.txt,target=/tmp/requirements.txt \
+    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+
+FROM base AS classifier-dependencies
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/classifier.txt,target=/tmp/requirements.txt \
+    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+
+
+# Also runs the one-shot `migrate` and `topics`, hence the migrations.
+FROM ingest-api-dependencies AS ingest-api
+COPY deploy/postgres /app/deploy/postgres
+COPY shared /app/shared
+COPY services/ingest_api /app/services/ingest_api
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+USER ${MESH_UID}:${MESH_UID}
+ENV MESH_HTTP_PORT=8001
+EXPOSE 8001
+CMD ["python", "-m", "ingest_api"]
+
+FROM feature-extractor-dependencies AS feature-extractor
+COPY shared /app/shared
+COPY services/feature_extractor /app/services/feature_extractor
+COPY models/models.toml models/extractor*.onnx /app/models/
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+USER ${MESH_UID}:${MESH_UID}
+ENV MESH_HTTP_PORT=8006
+EXPOSE 8006
+CMD ["python", "-m", "feature_extractor"]
+
+# One image for every classifier: MESH_CLASSIFIER says which one a container is.
+FROM classifier-dependencies AS classifier
+COPY shared /app/shared
+COPY services/classifier /app/services/classifier
+COPY models/models.toml models/classifier*.onnx /app/models/
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+USER ${MESH_UID}:${MESH_UID}
+EXPOSE 8003 8004 8005
+CMD ["python", "-m", "classifier"]
