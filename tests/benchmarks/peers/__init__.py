@@ -1,0 +1,1 @@
+"""What the mesh is measured against; each peer runs as a process of its own."""
