@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from classifier.domain import Classifier
+from classifier.http import make_app
+from visionmesh.model_store import ModelStore
+from visionmesh.settings import ROOT
+
+MEBIBYTE = 1024 * 1024
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module", params=["fast", "balanced", "accurate"])
+def client(request: pytest.FixtureRequest) -> Iterator[TestClient]:
+    name = request.param
+    classifier = Classifier(ModelStore(ROOT / "models").load(f"classifier-{name}"))
+    app = make_app(f"classifier-{name}", name, classifier, checks={})
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_predict(client: TestClient) -> None:
+    response = client.post("/predict", json={"descriptors": [0.1, 0.2, 0.3, -0.4] * 5})
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert set(body) == {
+        "label", "confidence", "probabilities", "classifier", "model", "model_version", "latency_ms",
+    }  # fmt: skip
+    assert len(body["probabilities"]) == 10
+    assert sum(body["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    assert body["probabilities"][body["label"]] == body["confidence"] == max(body["probabilities"].values())
+    assert body["latency_ms"] >= 0
+    health = client.get("/health").json()
+    assert health["service"] == f"classifier-{body['classifier']}"
+
+
+def test_takes_what_the_extractor_says(client: TestClient) -> None:
+    message = {"image_id": "test-123", "descriptors": [0.0] * 20, "descriptor_count": 20}
+    assert client.post("/predict", json=message).status_code == 200
+
+
+def body_of(*numbers: str) -> bytes:
+    return f'{{"descriptors": [{", ".join(numbers)}]}}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 422, "invalid_request"),
+        (b"this is a text file", 400, "invalid_json"),
+        (b'{"descriptors": [0.1, 0.2', 400, "invalid_json"),
+        # The seed's own line, which leaves the other numbers to the reader.
+        (b'{"descriptors": [0.1, 0.2, 0.3, ..., 0.2]}', 400, "invalid_json"),
+        (b"{}", 422, "invalid_request"),
+        (b'{"descriptors": "0.1"}', 422, "invalid_request"),
+        (b'{"descriptors": [[0.1]]}', 422, "invalid_request"),
+        (body_of(), 422, "wrong_descriptor_count"),
+        (body_of(*["0.1"] * 19), 422, "wrong_descriptor_count"),
+        (body_of(*["0.1"] * 21), 422, "wrong_descriptor_count"),
+        (body_of(*["0.1"] * 19, "NaN"), 422, "not_finite"),
+        (body_of(*["0.1"] * 19, "Infinity"), 422, "not_finite"),
+        (body_of(*["0.1"] * 19, "1e39"), 422, "not_finite"),
+        (b"\xff\xfe", 400, "invalid_json"),
+        (b"1" * (100 * MEBIBYTE), 413, "body_too_large"),
+    ],
+)
+def test_bad_bodies(client: TestClient, body: bytes, status: int, code: str) -> None:
+    response: Any = client.post("/predict", content=body, headers=JSON)
+    assert response.status_code == status, response.text
+    assert set(response.json()) == {"error", "code"}
+    assert response.json()["code"] == code
+    assert response.json()["error"]
