@@ -76,11 +76,18 @@ def train_extractors(
     weights, bias = net.get_layer("head").get_weights()
     graphs = {"fp32": export.extractor(net)}
     graphs["int8"] = export.quantized(graphs["fp32"], dataset.train)
+
+    def top1(graph: onnx.ModelProto, pictures: data.Pictures) -> float:
+        (descriptors,) = export.run(graph, pictures.rgb)
+        return float(((descriptors @ weights + bias).argmax(axis=1) == pictures.labels).mean())
+
     metrics = {}
     for precision, graph in graphs.items():
-        (descriptors,) = export.run(graph, dataset.test.rgb)
-        found = (descriptors @ weights + bias).argmax(axis=1)
-        metrics[precision] = measure(graph, dataset.test.rgb, float((found == dataset.test.labels).mean()))
+        metrics[precision] = {
+            "top1": round(top1(graph, dataset.test), 4),
+            "top1_validation": round(top1(graph, dataset.validation), 4),
+            **speed(graph, dataset.test.rgb),
+        }
         print(f"extractor {precision}: {metrics[precision]}", flush=True)
     deployed = "int8" if int8_pays(metrics) else "fp32"
     tables = {}
@@ -100,10 +107,14 @@ def train_extractors(
 
 
 def int8_pays(metrics: dict[str, dict[str, float]]) -> bool:
-    """Whether int8 is faster than float32 one picture at a time and loses next to nothing."""
+    """Whether int8 is faster than float32 one picture at a time and loses next to nothing.
+
+    Decided on the validation pictures, so that the figure of the test pictures stays one nobody chose by.
+    """
     whole, small = metrics["fp32"], metrics["int8"]
     return (
-        small["top1"] >= whole["top1"] - TOLERATED_LOSS and small["ms_per_picture"] < whole["ms_per_picture"]
+        small["top1_validation"] >= whole["top1_validation"] - TOLERATED_LOSS
+        and small["ms_per_picture"] < whole["ms_per_picture"]
     )
 
 
@@ -124,7 +135,8 @@ def train_classifiers(
         scores = fit(train, dataset.train.labels, common["seed"])
         graph = classifiers.calibrated(scores, validation, dataset.validation.labels)
         found, _ = export.run(graph, test)
-        metrics = measure(graph, test, float((found == dataset.test.labels).mean()))
+        top1 = float((found == dataset.test.labels).mean())
+        metrics = {"top1": round(top1, 4), **speed(graph, test)}
         print(f"classifier-{name}, {family}: {metrics}", flush=True)
         tables[f"classifier-{name}"] = common | {
             "kind": "classifier",
@@ -147,8 +159,8 @@ def rounded(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.array(digits, np.float32)
 
 
-def measure(graph: onnx.ModelProto, values: NDArray[Any], top1: float) -> dict[str, float]:
-    """The figures of models.toml: milliseconds per picture on one core, alone and 64 at a time."""
+def speed(graph: onnx.ModelProto, values: NDArray[Any]) -> dict[str, float]:
+    """Milliseconds per picture on one core, alone and 64 at a time; medians."""
     ready = export.session(graph)
     name = ready.get_inputs()[0].name
 
@@ -161,7 +173,7 @@ def measure(graph: onnx.ModelProto, values: NDArray[Any], top1: float) -> dict[s
             seconds.append((time.perf_counter() - start) / batch)
         return float(f"{1000 * np.median(seconds[rounds // 10 :]):.3g}")
 
-    return {"top1": round(top1, 4), "ms_per_picture": median(1, 300), "ms_per_picture_of_64": median(64, 20)}
+    return {"ms_per_picture": median(1, 300), "ms_per_picture_of_64": median(64, 20)}
 
 
 def _written(path: Path, graph: onnx.ModelProto) -> dict[str, Any]:
