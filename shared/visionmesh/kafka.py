@@ -106,6 +106,8 @@ def producer_config(settings: Settings) -> dict[str, Any]:
         "linger.ms": 2,
         "message.max.bytes": DEAD_LETTER_MAX_BYTES,
         "message.timeout.ms": settings.kafka_message_timeout_ms,
+        # A topic that is still unknown after this is missing, and the error can say so.
+        "topic.metadata.propagation.max.ms": 5000,
     }
 
 
