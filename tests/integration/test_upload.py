@@ -1,0 +1,464 @@
+"""Uploads and results over HTTP: the whole application on a real server, its clients in memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from PIL import Image
+
+from ingest_api.__main__ import compose
+from visionmesh.results import FeaturesRow, OutcomeRow, PredictionRow
+from visionmesh.settings import Settings
+from visionmesh.testing.kafka import MemoryBroker
+from visionmesh.testing.object_store import MemoryObjectStore
+from visionmesh.testing.results import MemoryImages, MemoryResultStore
+from visionmesh.topics import CLASSIFIERS, IMAGES
+
+DEADLINE = 20.0
+MAX_BYTES = 8 * 1024 * 1024
+MAX_FILES = 5
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
+        time.sleep(0.01)
+
+
+def jpeg(seed: int = 0, width: int = 64, height: int = 48) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (seed % 256, seed // 256 % 256, 90)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def large_jpeg(size: int = 7 * 1024 * 1024) -> bytes:
+    """A picture that does not fit into one part; decoders ignore what follows the end of a JPEG."""
+    start = jpeg()
+    return start + bytes(size - len(start))
+
+
+def png_header(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunks + struct.pack(">I", 100) + b"IDAT" + bytes(100)
+
+
+@dataclass
+class Service:
+    """The service and what is behind it."""
+
+    broker: MemoryBroker = field(default_factory=MemoryBroker)
+    store: MemoryObjectStore = field(default_factory=MemoryObjectStore)
+    results: MemoryResultStore = field(default_factory=MemoryResultStore)
+
+    def __post_init__(self) -> None:
+        self.images = MemoryImages(self.results)
+        settings = Settings(upload_max_bytes=MAX_BYTES, upload_max_files=MAX_FILES)
+        app = compose(settings, self.images, self.store, self.broker.publisher(), self.images.pending)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = self._listener.getsockname()
+        self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
+        self._thread.start()
+        eventually(lambda: self._server.started, "the service starts")
+        self.http = httpx.Client(base_url="http://{}:{}".format(*self.address), timeout=30)
+
+    def close(self) -> None:
+        self.http.close()
+        self._server.should_exit = True
+        self._thread.join()
+
+    def upload(self, *files: bytes, **fields: Any) -> httpx.Response:
+        parts = [("file", (f"{number}.jpg", data)) for number, data in enumerate(files)]
+        return self.http.post("/upload", files=parts, data=fields)
+
+    def announced(self) -> list[dict[str, Any]]:
+        return [json.loads(message.value() or b"") for message in self.broker.messages(IMAGES.name)]
+
+    def rows(self) -> list[str]:
+        return [row.image_id for row in self.images.images(limit=1000)]
+
+    def metric(self, name: str) -> float:
+        """The value of a series, written as in the exposition; 0 when there is none."""
+        _, _, rest = self.http.get("/metrics").text.partition(f"\n{name} ")
+        return float(rest.partition("\n")[0] or 0)
+
+    def expect_nothing(self) -> None:
+        """Neither object nor row nor record, once all that still goes on has ended."""
+        eventually(lambda: self.store.paths() == [], "no object stays")
+        assert self.rows() == []
+        assert self.announced() == []
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    service = Service()
+    yield service
+    service.close()
+
+
+def expect_error(response: httpx.Response, status: int, code: str) -> None:
+    answer = response.json()
+    assert (response.status_code, answer["code"]) == (status, code)
+    assert " " in answer["error"]
+
+
+def test_an_upload_is_stored_written_down_and_announced(service: Service) -> None:
+    data = jpeg()
+    response = service.upload(data)
+    answer = response.json()
+    image_id = answer["image_id"]
+    assert response.status_code == 202
+    assert answer["status"] == "accepted"
+    assert answer["links"]["predictions"] == f"/predictions/{image_id}"
+    assert answer["minio_path"].startswith("raw-images/")
+    assert answer["minio_path"].endswith(f"/{image_id}.jpg")
+    assert service.store.get(answer["minio_path"], max_bytes=MAX_BYTES) == data
+    eventually(lambda: len(service.announced()) == 1, "a record")
+    assert service.announced() == [
+        {"image_id": image_id, "minio_path": answer["minio_path"], "sha256": sha256(data).hexdigest()}
+    ]
+    eventually(lambda: service.images.pending() == 0, "the record is marked as published")
+
+
+def test_the_record_is_keyed_by_the_image_and_carries_a_sampled_trace(service: Service) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    response = service.http.post("/upload", files={"file": jpeg()}, headers={"traceparent": trace})
+    (message,) = service.broker.messages(IMAGES.name)
+    assert message.key() == response.json()["image_id"].encode()
+    assert dict(message.headers() or ())["traceparent"].startswith(b"00-0af7651916cd43dd8448eb211c80319c-")
+
+
+def test_what_was_uploaded_can_be_read(service: Service) -> None:
+    data = jpeg(width=64, height=48)
+    image_id = service.upload(data, tasks="qr,classify").json()["image_id"]
+    row = service.http.get(f"/images/{image_id}").json()
+    assert (row["bytes"], row["width"], row["height"]) == (len(data), 64, 48)
+    assert (row["media_type"], row["sha256"]) == ("image/jpeg", sha256(data).hexdigest())
+    assert row["tasks"] == ["classify", "qr"]
+    content = service.http.get(row["links"]["content"])
+    assert content.content == data
+    assert content.headers["content-type"] == "image/jpeg"
+    assert content.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("size", [5 * 1024 * 1024, 5 * 1024 * 1024 + 1, MAX_BYTES])
+def test_a_large_picture_arrives_whole(service: Service, size: int) -> None:
+    data = large_jpeg(size)
+    answer = service.upload(data).json()
+    assert service.store.get(answer["minio_path"], max_bytes=MAX_BYTES) == data
+    row = service.http.get(answer["links"]["image"]).json()
+    assert (row["sha256"], row["width"]) == (sha256(data).hexdigest(), 64)
+
+
+def test_fields_may_follow_the_file(service: Service) -> None:
+    form = [("file", ("a.jpg", jpeg())), ("image_id", (None, "mine")), ("tasks", (None, "qr"))]
+    assert service.http.post("/upload", files=form).json()["image_id"] == "mine"
+    assert service.announced()[0]["tasks"] == ["qr"]
+    form[0] = ("file", ("a.jpg", large_jpeg()))
+    form[1] = ("image_id", (None, "large"))
+    assert service.http.post("/upload", files=form).json()["image_id"] == "large"
+
+
+def test_fields_may_stand_in_the_query(service: Service) -> None:
+    query = {"image_id": "mine", "tasks": "qr,ocr"}
+    response = service.http.post("/upload", params=query, files={"file": jpeg()})
+    assert response.json()["image_id"] == "mine"
+    assert service.announced()[0]["tasks"] == ["qr", "ocr"]
+
+
+def test_the_same_picture_twice_under_one_id_is_one_picture(service: Service) -> None:
+    first = service.upload(jpeg(), image_id="mine")
+    eventually(lambda: service.images.pending() == 0, "the first is published")
+    second = service.upload(jpeg(), image_id="mine")
+    assert (first.status_code, second.status_code) == (202, 200)
+    assert first.json() == second.json()
+    assert len(service.store.paths()) == len(service.rows()) == len(service.announced()) == 1
+
+
+@pytest.mark.parametrize("other", [jpeg(1), large_jpeg()])
+def test_another_picture_under_a_known_id_is_a_conflict(service: Service, other: bytes) -> None:
+    first = service.upload(jpeg(0), image_id="mine").json()
+    expect_error(service.upload(other, image_id="mine"), 409, "image_id_conflict")
+    assert service.store.paths() == [first["minio_path"]]
+    assert service.store.get(first["minio_path"], max_bytes=MAX_BYTES) == jpeg(0)
+
+
+def test_of_many_at_once_under_one_id_one_wins_and_nothing_else_stays(service: Service) -> None:
+    pictures = [jpeg(number) for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        responses = list(pool.map(lambda data: service.upload(data, image_id="mine"), pictures))
+    assert sorted(response.status_code for response in responses) == [202] + [409] * 7
+    winner = next(n for n, response in enumerate(responses) if response.status_code == 202)
+    path = responses[winner].json()["minio_path"]
+    assert service.store.paths() == [path]
+    assert service.store.get(path, max_bytes=MAX_BYTES) == pictures[winner]
+
+
+def test_several_files_have_an_answer_each(service: Service) -> None:
+    response = service.upload(jpeg(0), b"a text", jpeg(1), b"", tasks="classify")
+    assert response.status_code == 202
+    uploads = response.json()["uploads"]
+    assert [upload["file"] for upload in uploads] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert [upload["status"] for upload in uploads] == ["accepted", "rejected", "accepted", "rejected"]
+    assert [upload.get("code") for upload in uploads] == [None, "not_an_image", None, "empty_file"]
+    assert service.store.paths() == sorted(uploads[number]["minio_path"] for number in (0, 2))
+    assert [message["tasks"] for message in service.announced()] == [["classify"]] * 2
+
+
+def test_a_large_file_between_small_ones(service: Service) -> None:
+    files = [jpeg(0), large_jpeg(), jpeg(1)]
+    uploads = service.upload(*files).json()["uploads"]
+    assert [service.store.get(upload["minio_path"], max_bytes=MAX_BYTES) for upload in uploads] == files
+
+
+def test_several_files_of_which_none_is_good(service: Service) -> None:
+    response = service.upload(b"a text", b"")
+    expect_error(response, 415, "not_an_image")
+    assert [upload["code"] for upload in response.json()["uploads"]] == ["not_an_image", "empty_file"]
+    service.expect_nothing()
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (b"", 422, "empty_file"),
+        (b"This is a text and no picture. " * 10, 415, "not_an_image"),
+        (b"x", 415, "not_an_image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", 415, "not_an_image"),
+        (b"\xff\xd8\xff\xe0" + b"garbage" * 100, 422, "truncated_image"),
+        (png_header(20_000, 20_000), 413, "too_many_pixels"),
+        (png_header(20_000, 20_000) + bytes(6 * 1024 * 1024), 413, "too_many_pixels"),
+        (large_jpeg(MAX_BYTES + 1), 413, "too_many_bytes"),
+        (large_jpeg(3 * MAX_BYTES), 413, "too_many_bytes"),
+    ],
+    ids=["empty", "text", "one-byte", "svg", "garbage", "bomb", "large-bomb", "too-large", "far-too-large"],
+)
+def test_a_bad_file_leaves_nothing_behind(service: Service, data: bytes, status: int, code: str) -> None:
+    expect_error(service.upload(data), status, code)
+    service.expect_nothing()
+
+
+def test_a_body_of_100_mb_is_refused(service: Service) -> None:
+    expect_error(service.upload(large_jpeg(100 * 1024 * 1024)), 413, "too_many_bytes")
+    service.expect_nothing()
+
+
+def test_a_truncated_jpeg_is_taken_for_the_worker_to_judge(service: Service) -> None:
+    data = jpeg(width=400, height=300)
+    assert service.upload(data[: len(data) // 2]).status_code == 202
+
+
+@pytest.mark.parametrize("image_id", ["a b", "a/b", "../../etc/passwd", "..\\x", "", "x" * 129, "nul\0", "ä"])
+def test_a_forbidden_image_id(service: Service, image_id: str) -> None:
+    expect_error(service.upload(jpeg(), image_id=image_id), 400, "bad_image_id")
+    query = {"image_id": image_id}
+    expect_error(service.http.post("/upload", params=query, files={"file": jpeg()}), 400, "bad_image_id")
+    service.expect_nothing()
+
+
+def test_an_image_id_is_for_one_file(service: Service) -> None:
+    expect_error(service.upload(jpeg(0), jpeg(1), image_id="mine"), 400, "bad_image_id")
+    service.expect_nothing()
+
+
+def test_an_unknown_task(service: Service) -> None:
+    response = service.upload(jpeg(), tasks="classify,fly")
+    expect_error(response, 400, "unknown_task")
+    assert "classify, qr, ocr" in response.json()["error"]
+    service.expect_nothing()
+
+
+def test_an_unknown_task_behind_the_files(service: Service) -> None:
+    form = [("file", ("a", jpeg(0))), ("file", ("b", large_jpeg())), ("tasks", (None, "fly"))]
+    expect_error(service.http.post("/upload", files=form), 400, "unknown_task")
+    service.expect_nothing()
+
+
+def test_a_path_in_the_filename_goes_nowhere(service: Service) -> None:
+    name = "../../../etc/passwd"
+    response = service.http.post("/upload", files=[("file", (name, jpeg(0))), ("file", (name, jpeg(1)))])
+    for upload in response.json()["uploads"]:
+        assert upload["file"] == name
+        assert upload["minio_path"].endswith(f"/{upload['image_id']}.jpg")
+    assert not any("passwd" in path for path in service.store.paths())
+
+
+def test_too_many_files(service: Service) -> None:
+    expect_error(service.upload(*map(jpeg, range(MAX_FILES + 1))), 413, "too_many_files")
+    service.expect_nothing()
+
+
+def test_a_form_without_a_picture(service: Service) -> None:
+    expect_error(service.http.post("/upload", files={"tasks": (None, "qr")}), 400, "no_file")
+    expect_error(service.http.post("/upload", files={"picture": ("a.jpg", jpeg())}), 422, "unknown_field")
+    expect_error(service.http.post("/upload", content=jpeg()), 415, "not_multipart")
+    service.expect_nothing()
+
+
+def raw_upload(service: Service, file: bytes, *, end: bytes, missing: int) -> bytes:
+    """Sends a form by hand, `missing` bytes shorter than it says, and returns what comes back."""
+    body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n' + file + end
+    head = (
+        "POST /upload HTTP/1.1\r\nHost: mesh\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        f"Connection: close\r\nContent-Length: {len(body) + missing}\r\n\r\n"
+    ).encode()
+    with socket.create_connection(service.address) as connection:
+        connection.sendall(head + body)
+        if missing:
+            return b""
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.mark.parametrize("file", [jpeg(), large_jpeg()], ids=["small", "large"])
+@pytest.mark.parametrize("end", [b"", b"\r\n--x--\r\n"], ids=["in-the-file", "after-the-form"])
+def test_a_client_that_hangs_up_leaves_nothing_behind(service: Service, file: bytes, end: bytes) -> None:
+    refused = 'mesh_http_requests_total{route="/upload",service="ingest-api",status="400"}'
+    before = service.metric(refused)
+    raw_upload(service, file, end=end, missing=1000)
+    eventually(lambda: service.metric(refused) == before + 1, "the service notices")
+    service.expect_nothing()
+
+
+@pytest.mark.parametrize("file", [jpeg(), large_jpeg()], ids=["small", "large"])
+@pytest.mark.parametrize("end", [b"", b"\r\n--x\r\n", b"\r\n--x"])
+def test_a_form_without_its_end_leaves_nothing_behind(service: Service, file: bytes, end: bytes) -> None:
+    answer = raw_upload(service, file, end=end, missing=0)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"truncated_body"' in answer
+    service.expect_nothing()
+
+
+def test_kafka_away_fails_no_upload(service: Service) -> None:
+    service.broker.available = False
+    responses = [service.upload(jpeg(number)) for number in range(5)]
+    assert [response.status_code for response in responses] == [202] * 5
+    assert service.announced() == []
+    assert service.http.get("/ready").status_code == 200
+    service.broker.available = True
+    wanted = {response.json()["image_id"] for response in responses}
+    eventually(lambda: {message["image_id"] for message in service.announced()} == wanted, "the relay")
+    eventually(lambda: service.images.pending() == 0, "all marked")
+
+
+@pytest.mark.parametrize("data", [jpeg(), large_jpeg()], ids=["small", "large"])
+def test_the_object_store_away(service: Service, data: bytes) -> None:
+    service.store.available = False
+    response = service.upload(data)
+    expect_error(response, 503, "object_store_unavailable")
+    assert int(response.headers["retry-after"]) > 0
+    ready = service.http.get("/ready")
+    assert ready.status_code == 503
+    assert not ready.json()["checks"]["object_store"]["ready"]
+    assert ready.json()["checks"]["database"]["ready"]
+    service.store.available = True
+    service.expect_nothing()
+    assert service.upload(data).status_code == 202
+
+
+@pytest.mark.parametrize("data", [jpeg(), large_jpeg()], ids=["small", "large"])
+def test_the_database_away(service: Service, data: bytes) -> None:
+    service.images.available = False
+    for _ in range(3):
+        response = service.upload(data)
+        expect_error(response, 503, "database_unavailable")
+        assert int(response.headers["retry-after"]) > 0
+    # Only the first was stored before its row failed; it is deleted once that is known to be final.
+    assert len(service.store.paths()) <= 1
+    ready = service.http.get("/ready")
+    assert ready.status_code == 503
+    assert not ready.json()["checks"]["database"]["ready"]
+    expect_error(service.http.get("/predictions/x"), 503, "database_unavailable")
+    service.images.available = True
+    assert service.upload(data, image_id="mine").status_code == 202
+
+
+def test_several_files_with_the_store_away(service: Service) -> None:
+    service.store.available = False
+    response = service.upload(jpeg(0), jpeg(1))
+    expect_error(response, 503, "object_store_unavailable")
+    assert "retry-after" in response.headers
+    assert [upload["status"] for upload in response.json()["uploads"]] == ["failed", "failed"]
+
+
+def test_predictions_of_an_unknown_image(service: Service) -> None:
+    for path in ("/predictions/x", "/results/x", "/images/x", "/images/x/content", "/predictions/a%00b"):
+        expect_error(service.http.get(path), 404, "image_not_found")
+
+
+def test_predictions_come_in_one_by_one(service: Service) -> None:
+    image_id = service.upload(jpeg()).json()["image_id"]
+    answer = service.http.get(f"/predictions/{image_id}").json()
+    assert (answer["status"], answer["predictions"]) == ("processing", [])
+    for number, classifier in enumerate(CLASSIFIERS):
+        service.results.save(
+            [
+                PredictionRow(image_id, classifier, "cat", 0.9, ("cat", "dog"), (0.9, 0.1), "m", "1", 0.2),
+                OutcomeRow(image_id, classifier, "done"),
+            ]
+        )
+        answer = service.http.get(f"/predictions/{image_id}").json()
+        assert len(answer["predictions"]) == number + 1
+    assert answer["status"] == "done"
+    assert answer["predictions"][0]["label"] == "cat"
+    assert answer["predictions"][0]["probabilities"] == {"cat": 0.9, "dog": 0.1}
+
+
+def test_a_failed_picture_says_why(service: Service) -> None:
+    image_id = service.upload(jpeg()).json()["image_id"]
+    service.results.save([OutcomeRow(image_id, "feature-extractor", "failed", "truncated_image: It ends.")])
+    answer = service.http.get(f"/predictions/{image_id}").json()
+    assert answer["status"] == "failed"
+    assert answer["error"] == "feature-extractor: truncated_image: It ends."
+    assert answer["outcomes"][0]["state"] == "failed"
+
+
+def test_results_of_an_image_that_never_went_through_upload(service: Service) -> None:
+    service.results.save([FeaturesRow("plain", (0.5,) * 20, "extractor@1")])
+    answer = service.http.get("/results/plain").json()
+    assert answer["features"]["descriptor_count"] == 20
+    assert answer["image"] is None
+    assert service.http.get("/predictions/plain").json()["status"] == "processing"
+    expect_error(service.http.get("/images/plain"), 404, "image_not_found")
+
+
+def test_the_listing_goes_page_by_page_from_the_newest(service: Service) -> None:
+    image_ids = [service.upload(jpeg(number)).json()["image_id"] for number in range(5)]
+    seen: list[str] = []
+    before: str | None = None
+    for _ in range(3):
+        query = {"limit": "2"} | ({"before": before} if before else {})
+        page = service.http.get("/images", params=query).json()
+        seen += [image["image_id"] for image in page["images"]]
+        before = page["next"]
+    assert seen == image_ids[::-1]
+    assert before is None
+    expect_error(service.http.get("/images?before=nonsense"), 422, "bad_cursor")
+    assert service.http.get("/images?limit=0").status_code == 422
+
+
+def test_metrics_count_what_became_of_files(service: Service) -> None:
+    def counts() -> list[float]:
+        outcomes = ("accepted", "duplicate", "rejected")
+        return [service.metric(f'mesh_uploads_total{{outcome="{outcome}"}}') for outcome in outcomes]
+
+    before = counts()
+    service.upload(jpeg(), image_id="mine")
+    service.upload(jpeg(), image_id="mine")
+    service.upload(b"")
+    assert counts() == [count + 1 for count in before]
