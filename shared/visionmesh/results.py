@@ -1,14 +1,23 @@
-"""What workers find, and the port through which it reaches the database.
+"""What workers find, what uploads bring, and the ports through which both reach the database.
 
 A row is a plain value; `ResultStore` writes many of them in one transaction. Every write is an
-idempotent upsert: the same rows written twice leave the same table.
+idempotent upsert: the same rows written twice leave the same table. `Images` is the side of the upload
+endpoint: the pictures it took, its outbox, and what users read.
+
+Beside the statements here, SQL lives only in `deploy/postgres/migrations`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from datetime import datetime
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar, cast
+
+from visionmesh.database import Connection, Database
+from visionmesh.errors import Rejected
 
 OutcomeState = Literal["running", "done", "skipped", "failed"]
 
@@ -78,3 +87,476 @@ class ResultStore(Protocol):
 
     def save(self, rows: Sequence[Row]) -> None:
         """Writes all rows in one transaction; of two rows with one key the later one stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """Table `images`: a picture that came through upload.
+
+    bytes, width, height: of the stored picture; width and height in pixels, None when not known.
+    tasks: what was asked for, None for every task.
+    created_at, published_at: set by the database; a picture without the latter is in the outbox.
+    """
+
+    image_id: str
+    minio_path: str
+    sha256: str
+    bytes: int
+    media_type: str
+    width: int | None = None
+    height: int | None = None
+    tasks: tuple[str, ...] | None = None
+    created_at: datetime | None = None
+    published_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFeatures(FeaturesRow):
+    """What stands in `image_features`; `created_at` is when it was first written."""
+
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPrediction(PredictionRow):
+    """What stands in `predictions`; `created_at` is when it was first written."""
+
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredOutcome(OutcomeRow):
+    """What stands in `task_outcomes`.
+
+    attempt: number of the last attempt, from 1; 0 when the only one was withdrawn.
+    started_at: of the last attempt, None when it was not written down.
+    finished_at: None while running.
+    """
+
+    attempt: int
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class AddedImage:
+    """The picture as it is stored now, and whether this call stored it."""
+
+    image: ImageRow
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResults:
+    """All that is known of an image. `image` is None when it never went through upload.
+
+    predictions: ordered by classifier. outcomes: ordered by worker.
+    """
+
+    image: ImageRow | None
+    features: StoredFeatures | None
+    predictions: tuple[StoredPrediction, ...]
+    outcomes: tuple[StoredOutcome, ...]
+
+
+class OutboxClaim(Protocol):
+    """Pictures that one relay holds and no other relay sees meanwhile, oldest first."""
+
+    @property
+    def images(self) -> tuple[ImageRow, ...]: ...
+
+    def published(self, image_ids: Iterable[str]) -> None:
+        """Kafka took these. Takes effect when the claim's block ends, and not at all if it raises."""
+
+
+class Images(Protocol):
+    """What the upload endpoint stores and reads. Raises `Unavailable("database", …)` throughout."""
+
+    def add_image(self, row: ImageRow) -> AddedImage:
+        """Stores a picture once. An `image_id` that is known with the same sha256 is answered with what
+        is stored; with another one it raises `Rejected("image_id_conflict", …)`.
+        """
+
+    def mark_published(self, image_ids: Iterable[str]) -> None:
+        """Kafka took these; they leave the outbox. The time of the first call stays."""
+
+    def unpublished(self, *, older_than_seconds: float, limit: int) -> AbstractContextManager[OutboxClaim]:
+        """Claims up to `limit` pictures that have waited in the outbox for that long. Nobody else claims
+        them until the block ends.
+        """
+
+    def pending(self) -> int:
+        """How many pictures are in the outbox."""
+
+    def image(self, image_id: str) -> ImageRow | None: ...
+
+    def images(self, *, limit: int, before: tuple[datetime, str] | None = None) -> list[ImageRow]:
+        """A page of pictures, newest first. `before` is the `(created_at, image_id)` of the last row of
+        the page before.
+        """
+
+    def results(self, image_id: str) -> ImageResults | None:
+        """All that is known of an image, or None when nothing is."""
+
+
+R = TypeVar("R")
+
+
+def last_of_each(rows: Iterable[R], key: Callable[[R], tuple[str, ...]]) -> list[R]:
+    """The last row of each key, in the order of the keys.
+
+    One statement may touch a row only once, and writers that lock rows in one order never deadlock.
+    """
+    last = {key(row): row for row in rows}
+    return [last[each] for each in sorted(last)]
+
+
+def storable_text(text: str | None) -> str | None:
+    """`text` as Postgres can keep it. The reason of a failure may quote what it failed on."""
+    if text is None:
+        return None
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def storable_real(values: Iterable[float]) -> list[float]:
+    """`values` rounded to float32.
+
+    Postgres refuses to cast a double that a `real` would round to zero or to infinity, and a classifier
+    that is sure of itself gives others 1e-50.
+    """
+    return array("f", values).tolist()
+
+
+class _Slices(Generic[R]):
+    """Many arrays as one flat array with bounds, since `unnest` does not give back an array per row.
+
+    Equal arrays are sent once: a batch of predictions has one and the same tuple of labels.
+    lows, highs: the 1-based, inclusive bounds of each row's slice.
+    """
+
+    def __init__(self, rows: Iterable[tuple[R, ...]]) -> None:
+        self.flat: list[R] = []
+        self.lows: list[int] = []
+        self.highs: list[int] = []
+        bounds: dict[tuple[R, ...], tuple[int, int]] = {}
+        for row in rows:
+            if row not in bounds:
+                bounds[row] = (len(self.flat) + 1, len(self.flat) + len(row))
+                self.flat.extend(row)
+            low, high = bounds[row]
+            self.lows.append(low)
+            self.highs.append(high)
+
+
+_BEGIN: Final = """
+    INSERT INTO task_outcomes AS stored (image_id, worker, state, attempt, started_at)
+    SELECT image_id, %(worker)s, 'running', 1, now()
+    FROM unnest(%(image_ids)s::text[]) AS image_id
+    ON CONFLICT (image_id, worker) DO UPDATE SET
+        state = 'running',
+        attempt = CASE stored.state WHEN 'running' THEN stored.attempt + 1 ELSE 1 END,
+        error = NULL, started_at = now(), finished_at = NULL
+"""
+
+_INTERRUPTED: Final = """
+    SELECT image_id, attempt FROM task_outcomes
+    WHERE worker = %s AND image_id = ANY(%s) AND state = 'running'
+"""
+
+# Locks in the order of the keys, so that two callers never deadlock.
+_WITHDRAW: Final = """
+    UPDATE task_outcomes SET attempt = attempt - 1
+    WHERE worker = %(worker)s AND image_id IN (
+        SELECT image_id FROM task_outcomes
+        WHERE worker = %(worker)s AND image_id = ANY(%(image_ids)s) AND state = 'running' AND attempt > 0
+        ORDER BY image_id FOR UPDATE
+    )
+"""
+
+_SAVE_FEATURES: Final = """
+    INSERT INTO image_features (image_id, descriptors, model)
+    SELECT image_id, (%(flat)s::real[])[low:high], model
+    FROM unnest(%(image_ids)s::text[], %(lows)s::int[], %(highs)s::int[], %(models)s::text[])
+        AS row (image_id, low, high, model)
+    ON CONFLICT (image_id) DO UPDATE SET descriptors = excluded.descriptors, model = excluded.model
+"""
+
+_SAVE_PREDICTIONS: Final = """
+    INSERT INTO predictions (
+        image_id, classifier, label, confidence, labels, probabilities, model, model_version, latency_ms
+    )
+    SELECT
+        image_id, classifier, label, confidence, (%(labels)s::text[])[labels_low:labels_high],
+        (%(probabilities)s::real[])[low:high], model, model_version, latency_ms
+    FROM unnest(
+        %(image_ids)s::text[], %(classifiers)s::text[], %(label)s::text[], %(confidences)s::real[],
+        %(labels_lows)s::int[], %(labels_highs)s::int[], %(lows)s::int[], %(highs)s::int[],
+        %(models)s::text[], %(model_versions)s::text[], %(latencies)s::real[]
+    ) AS row (
+        image_id, classifier, label, confidence, labels_low, labels_high, low, high,
+        model, model_version, latency_ms
+    )
+    ON CONFLICT (image_id, classifier) DO UPDATE SET
+        label = excluded.label, confidence = excluded.confidence, labels = excluded.labels,
+        probabilities = excluded.probabilities, model = excluded.model,
+        model_version = excluded.model_version, latency_ms = excluded.latency_ms
+"""
+
+# An outcome that is written again keeps the time at which it first came about.
+_SAVE_OUTCOMES: Final = """
+    INSERT INTO task_outcomes AS stored (image_id, worker, state, attempt, error, started_at, finished_at)
+    SELECT
+        image_id, worker, state, 1, error,
+        CASE state WHEN 'running' THEN now() END, CASE WHEN state <> 'running' THEN now() END
+    FROM unnest(%(image_ids)s::text[], %(workers)s::text[], %(states)s::text[], %(errors)s::text[])
+        AS row (image_id, worker, state, error)
+    ON CONFLICT (image_id, worker) DO UPDATE SET
+        state = excluded.state, error = excluded.error,
+        finished_at = CASE
+            WHEN stored.state = excluded.state AND stored.error IS NOT DISTINCT FROM excluded.error
+            THEN stored.finished_at ELSE excluded.finished_at
+        END
+"""
+
+
+class PostgresResultStore:
+    """`ResultStore` on Postgres: one statement per table, whatever the number of rows."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def interrupted(self, worker: str, image_ids: Sequence[str]) -> list[int]:
+        with self._database.transaction() as connection:
+            rows = connection.execute(_INTERRUPTED, (worker, list(image_ids))).fetchall()
+        attempts: dict[str, int] = dict(rows)
+        return [attempts.get(image_id, 0) for image_id in image_ids]
+
+    def begin(self, worker: str, image_ids: Sequence[str]) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(_BEGIN, {"worker": worker, "image_ids": sorted(set(image_ids))})
+
+    def withdraw(self, worker: str, image_ids: Sequence[str]) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(_WITHDRAW, {"worker": worker, "image_ids": list(image_ids)})
+
+    def save(self, rows: Sequence[Row]) -> None:
+        features = [row for row in rows if isinstance(row, FeaturesRow)]
+        predictions = [row for row in rows if isinstance(row, PredictionRow)]
+        outcomes = [row for row in rows if isinstance(row, OutcomeRow)]
+        with self._database.transaction() as connection:
+            # In the same order of tables everywhere, again so that two writers never deadlock.
+            if features:
+                connection.execute(_SAVE_FEATURES, _features_parameters(features))
+            if predictions:
+                connection.execute(_SAVE_PREDICTIONS, _predictions_parameters(predictions))
+            if outcomes:
+                connection.execute(_SAVE_OUTCOMES, _outcomes_parameters(outcomes))
+
+
+def _features_parameters(rows: Iterable[FeaturesRow]) -> dict[str, Sequence[object]]:
+    rows = last_of_each(rows, lambda row: (row.image_id,))
+    descriptors = _Slices(row.descriptors for row in rows)
+    return {
+        "image_ids": [row.image_id for row in rows],
+        "flat": storable_real(descriptors.flat),
+        "lows": descriptors.lows,
+        "highs": descriptors.highs,
+        "models": [row.model for row in rows],
+    }
+
+
+def _predictions_parameters(rows: Iterable[PredictionRow]) -> dict[str, Sequence[object]]:
+    rows = last_of_each(rows, lambda row: (row.image_id, row.classifier))
+    labels = _Slices(row.labels for row in rows)
+    probabilities = _Slices(row.probabilities for row in rows)
+    return {
+        "image_ids": [row.image_id for row in rows],
+        "classifiers": [row.classifier for row in rows],
+        "label": [row.label for row in rows],
+        "confidences": storable_real(row.confidence for row in rows),
+        "labels": labels.flat,
+        "labels_lows": labels.lows,
+        "labels_highs": labels.highs,
+        "probabilities": storable_real(probabilities.flat),
+        "lows": probabilities.lows,
+        "highs": probabilities.highs,
+        "models": [row.model for row in rows],
+        "model_versions": [row.model_version for row in rows],
+        "latencies": storable_real(row.latency_ms for row in rows),
+    }
+
+
+def _outcomes_parameters(rows: Iterable[OutcomeRow]) -> dict[str, Sequence[object]]:
+    rows = last_of_each(rows, lambda row: (row.image_id, row.worker))
+    return {
+        "image_ids": [row.image_id for row in rows],
+        "workers": [row.worker for row in rows],
+        "states": [row.state for row in rows],
+        "errors": [storable_text(row.error) for row in rows],
+    }
+
+
+_IMAGE_COLUMNS: Final = (
+    "image_id, minio_path, sha256, bytes, media_type, width, height, tasks, created_at, published_at"
+)
+
+# The update changes nothing; it is there because `DO NOTHING` would return no row for a known id.
+_ADD_IMAGE: Final = f"""
+    INSERT INTO images (image_id, minio_path, sha256, bytes, media_type, width, height, tasks)
+    VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+    ON CONFLICT (image_id) DO UPDATE SET image_id = excluded.image_id
+    RETURNING {_IMAGE_COLUMNS}, xmax = 0 AS created
+"""
+
+# Locks in the order of the keys, so that two callers never deadlock.
+_MARK_PUBLISHED: Final = """
+    UPDATE images SET published_at = now()
+    WHERE image_id IN (
+        SELECT image_id FROM images
+        WHERE image_id = ANY(%s) AND published_at IS NULL
+        ORDER BY image_id FOR UPDATE
+    )
+"""
+
+_UNPUBLISHED: Final = f"""
+    SELECT {_IMAGE_COLUMNS} FROM images
+    WHERE published_at IS NULL AND created_at <= now() - make_interval(secs => %s)
+    ORDER BY created_at
+    LIMIT %s
+    FOR UPDATE SKIP LOCKED
+"""
+
+_IMAGE: Final = f"SELECT {_IMAGE_COLUMNS} FROM images WHERE image_id = %s"
+
+_NEWEST_IMAGES: Final = f"""
+    SELECT {_IMAGE_COLUMNS} FROM images ORDER BY created_at DESC, image_id DESC LIMIT %s
+"""
+
+_IMAGES_BEFORE: Final = f"""
+    SELECT {_IMAGE_COLUMNS} FROM images WHERE (created_at, image_id) < (%s, %s)
+    ORDER BY created_at DESC, image_id DESC LIMIT %s
+"""
+
+_FEATURES: Final = "SELECT image_id, descriptors, model, created_at FROM image_features WHERE image_id = %s"
+
+_PREDICTIONS: Final = """
+    SELECT image_id, classifier, label, confidence, labels, probabilities, model, model_version,
+        latency_ms, created_at
+    FROM predictions WHERE image_id = %s ORDER BY classifier
+"""
+
+_OUTCOMES: Final = """
+    SELECT image_id, worker, state, error, attempt, started_at, finished_at
+    FROM task_outcomes WHERE image_id = %s ORDER BY worker
+"""
+
+
+class PostgresImages:
+    """`Images` on Postgres."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add_image(self, row: ImageRow) -> AddedImage:
+        tasks = None if row.tasks is None else list(row.tasks)
+        with self._database.transaction() as connection:
+            stored = connection.execute(
+                _ADD_IMAGE,
+                (
+                    row.image_id, row.minio_path, row.sha256, row.bytes, row.media_type,
+                    row.width, row.height, tasks,
+                ),
+            ).fetchone()  # fmt: skip
+        assert stored is not None  # RETURNING after an upsert
+        *columns, created = stored
+        return added_or_conflict(AddedImage(_image(columns), bool(created)), row)
+
+    def mark_published(self, image_ids: Iterable[str]) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(_MARK_PUBLISHED, (list(image_ids),))
+
+    @contextmanager
+    def unpublished(self, *, older_than_seconds: float, limit: int) -> Iterator[OutboxClaim]:
+        with self._database.transaction() as connection:
+            rows = connection.execute(_UNPUBLISHED, (older_than_seconds, limit)).fetchall()
+            yield _LockedRows(connection, tuple(_image(row) for row in rows))
+
+    def pending(self) -> int:
+        with self._database.transaction() as connection:
+            row = connection.execute("SELECT count(*) FROM images WHERE published_at IS NULL").fetchone()
+        return cast(int, row[0]) if row else 0
+
+    def image(self, image_id: str) -> ImageRow | None:
+        with self._database.transaction() as connection:
+            row = connection.execute(_IMAGE, (image_id,)).fetchone()
+        return None if row is None else _image(row)
+
+    def images(self, *, limit: int, before: tuple[datetime, str] | None = None) -> list[ImageRow]:
+        with self._database.transaction() as connection:
+            rows = connection.execute(
+                _NEWEST_IMAGES if before is None else _IMAGES_BEFORE, (*(before or ()), limit)
+            ).fetchall()
+        return [_image(row) for row in rows]
+
+    def results(self, image_id: str) -> ImageResults | None:
+        with self._database.transaction() as connection:
+            image = connection.execute(_IMAGE, (image_id,)).fetchone()
+            features = connection.execute(_FEATURES, (image_id,)).fetchone()
+            predictions = connection.execute(_PREDICTIONS, (image_id,)).fetchall()
+            outcomes = connection.execute(_OUTCOMES, (image_id,)).fetchall()
+        if image is None and features is None and not predictions and not outcomes:
+            return None
+        return ImageResults(
+            image=None if image is None else _image(image),
+            features=None if features is None else _features(features),
+            predictions=tuple(_prediction(row) for row in predictions),
+            outcomes=tuple(_outcome(row) for row in outcomes),
+        )
+
+
+class _LockedRows:
+    """An `OutboxClaim` whose rows are locked by the transaction it lives in."""
+
+    def __init__(self, connection: Connection, images: tuple[ImageRow, ...]) -> None:
+        self._connection = connection
+        self.images = images
+
+    def published(self, image_ids: Iterable[str]) -> None:
+        self._connection.execute(_MARK_PUBLISHED, (list(image_ids),))
+
+
+def added_or_conflict(added: AddedImage, asked: ImageRow) -> AddedImage:
+    """`added`, unless its id already stands for another picture than `asked`."""
+    if added.image.sha256 != asked.sha256:
+        raise Rejected(
+            "image_id_conflict", f"image_id {asked.image_id} already stands for a different picture"
+        )
+    return added
+
+
+def _image(row: Sequence[Any]) -> ImageRow:
+    image_id, minio_path, sha256, size, media_type, width, height, tasks, created_at, published_at = row
+    return ImageRow(
+        image_id, minio_path, sha256, size, media_type, width, height,
+        None if tasks is None else tuple(tasks), created_at, published_at,
+    )  # fmt: skip
+
+
+def _features(row: Sequence[Any]) -> StoredFeatures:
+    image_id, descriptors, model, created_at = row
+    return StoredFeatures(image_id, tuple(descriptors), model, created_at=created_at)
+
+
+def _prediction(row: Sequence[Any]) -> StoredPrediction:
+    image_id, classifier, label, confidence, labels, probabilities, model, version, latency, created_at = row
+    return StoredPrediction(
+        image_id, classifier, label, confidence, tuple(labels), tuple(probabilities), model, version,
+        latency, created_at=created_at,
+    )  # fmt: skip
+
+
+def _outcome(row: Sequence[Any]) -> StoredOutcome:
+    image_id, worker, state, error, attempt, started_at, finished_at = row
+    return StoredOutcome(
+        image_id, worker, state, error, attempt=attempt, started_at=started_at, finished_at=finished_at
+    )

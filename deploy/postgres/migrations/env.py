@@ -1,0 +1,12 @@
+"""Runs the migrations over the connection that `visionmesh.database.migrate` hands in.
+
+That function holds the lock that keeps two upgrades apart, so there is no other way in.
+"""
+
+from __future__ import annotations
+
+from alembic import context
+
+context.configure(connection=context.config.attributes["connection"])
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,249 @@
+"""The object store: pictures in, pictures out, on MinIO or any S3.
+
+A `minio_path` is `bucket/key`, and comes from whoever may write to Kafka: `split_path` lets through only
+buckets of the allow-list and keys that name one plain object.
+"""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, Final, Protocol, Self, cast
+
+import urllib3
+from minio import Minio
+from minio.error import InvalidResponseError, MinioException, S3Error
+from urllib3.exceptions import HTTPError
+
+from visionmesh.errors import Rejected, Unavailable
+from visionmesh.observability.metrics import OBJECT_STORE_SECONDS
+from visionmesh.settings import Settings
+
+# S3's limit for a key, taken here for the whole path.
+PATH_MAX_BYTES: Final = 1024
+# The smallest part that S3 takes; what fits into one part is stored with a single request.
+PART_BYTES: Final = 5 * 1024 * 1024
+
+CONNECT_TIMEOUT_SECONDS: Final = 2.0
+# Between two reads of a socket, not for a whole transfer.
+READ_TIMEOUT_SECONDS: Final = 10.0
+# Threads that may use the client at once without opening connections that are thrown away after use.
+POOLED_CONNECTIONS: Final = 32
+
+# The object that the message names is not there.
+_NOT_FOUND: Final = frozenset({"NoSuchKey", "NoSuchBucket"})
+# The server's own rules for names, beyond those of `split_path`.
+_BAD_NAME: Final = frozenset(
+    {
+        "InvalidBucketName",
+        "InvalidObjectName",
+        "KeyTooLongError",
+        "XMinioInvalidObjectName",
+        "XMinioInvalidResourceName",
+        "XMinioObjectExistsAsDirectory",
+        "XMinioParentIsObject",
+    }
+)
+_ALREADY_THERE: Final = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
+
+
+class ObjectStore(Protocol):
+    """Where pictures lie. Raises `Unavailable("object_store", …)` when the server is away or refuses us,
+    and `Rejected` with code `bad_path` or `bucket_not_allowed` for a path that names nothing we serve.
+    """
+
+    def get(self, minio_path: str, *, max_bytes: int) -> bytes:
+        """The object's bytes. Raises `Rejected` with code `object_not_found` or `too_many_bytes`."""
+
+    def put(self, minio_path: str, chunks: Iterable[bytes], *, media_type: str) -> int:
+        """Stores what `chunks` yields, holding a few MiB of it at a time, and returns its length in bytes.
+
+        Nothing is stored when `chunks` raises; its exception leaves as it is.
+        """
+
+    def delete(self, minio_path: str) -> None:
+        """Removes the object, if it is there."""
+
+    def ensure_buckets(self) -> None:
+        """Makes the allowed buckets that do not exist yet."""
+
+    def ping(self) -> None:
+        """Returns if the server answers and has the allowed buckets."""
+
+
+def split_path(minio_path: str, allowed_buckets: Collection[str]) -> tuple[str, str]:
+    """Bucket and key of a `minio_path`, or `Rejected` with code `bad_path` or `bucket_not_allowed`."""
+    if not minio_path:
+        raise Rejected("bad_path", "minio_path is empty")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in minio_path):
+        raise Rejected("bad_path", "minio_path has control characters")
+    if len(minio_path.encode()) > PATH_MAX_BYTES:
+        raise Rejected("bad_path", f"minio_path is longer than {PATH_MAX_BYTES} bytes")
+    if "\\" in minio_path:
+        raise Rejected("bad_path", "minio_path has a backslash")
+    bucket, _, key = minio_path.partition("/")
+    if not bucket or not key:
+        raise Rejected("bad_path", f"minio_path {minio_path!r} is not bucket/key")
+    if any(segment in ("", ".", "..") for segment in key.split("/")):
+        raise Rejected("bad_path", f"minio_path {minio_path!r} has an empty, '.' or '..' segment")
+    if bucket not in allowed_buckets:
+        raise Rejected("bucket_not_allowed", f"bucket {bucket!r} is not on the allow-list")
+    return bucket, key
+
+
+class S3ObjectStore:
+    """`ObjectStore` on the `minio` client, for many threads at once."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        access_key: str,
+        secret_key: str,
+        secure: bool,
+        allowed_buckets: Collection[str],
+    ) -> None:
+        """Opens nothing yet. `endpoint` is host:port."""
+        self._allowed = tuple(allowed_buckets)
+        self._client = Minio(
+            endpoint,
+            access_key=access_key,
+            secret_key=secret_key,
+            secure=secure,
+            # The worker and the HTTP client of an upload try again; tries inside tries only add up.
+            http_client=urllib3.PoolManager(
+                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_SECONDS, read=READ_TIMEOUT_SECONDS),
+                maxsize=POOLED_CONNECTIONS,
+                retries=False,
+            ),
+        )
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        return cls(
+            settings.s3_endpoint,
+            access_key=settings.s3_access_key.get_secret_value(),
+            secret_key=settings.s3_secret_key.get_secret_value(),
+            secure=settings.s3_secure,
+            allowed_buckets={settings.s3_upload_bucket, *settings.s3_allowed_buckets},
+        )
+
+    def get(self, minio_path: str, *, max_bytes: int) -> bytes:
+        bucket, key = split_path(minio_path, self._allowed)
+        with _call("get"):
+            response = self._client.get_object(bucket, key)
+            try:
+                data = response.read(max_bytes + 1)
+                if len(data) > max_bytes:
+                    # The rest is on its way through this connection, so it can't be used again.
+                    response.close()
+                    raise too_many_bytes(minio_path, max_bytes)
+            finally:
+                response.release_conn()
+        return data
+
+    def put(self, minio_path: str, chunks: Iterable[bytes], *, media_type: str) -> int:
+        bucket, key = split_path(minio_path, self._allowed)
+        reader = _ChunkReader(chunks)
+        with _call("put"):
+            self._client.put_object(
+                bucket,
+                key,
+                cast(BinaryIO, reader),
+                length=-1,
+                part_size=PART_BYTES,
+                content_type=media_type,
+                # One part in memory at a time; uploads run beside each other anyway.
+                num_parallel_uploads=1,
+            )
+        return reader.length
+
+    def delete(self, minio_path: str) -> None:
+        bucket, key = split_path(minio_path, self._allowed)
+        with _call("delete"):
+            self._client.remove_object(bucket, key)
+
+    def ensure_buckets(self) -> None:
+        with _call("ensure_buckets"):
+            for bucket in self._allowed:
+                if not self._client.bucket_exists(bucket):
+                    self._make_bucket(bucket)
+
+    def ping(self) -> None:
+        with _call("ping"):
+            for bucket in self._allowed:
+                if not self._client.bucket_exists(bucket):
+                    raise Unavailable("object_store", f"bucket {bucket!r} does not exist")
+
+    def _make_bucket(self, bucket: str) -> None:
+        try:
+            self._client.make_bucket(bucket)
+        except S3Error as error:
+            # Another process was faster.
+            if error.code not in _ALREADY_THERE:
+                raise
+
+
+def too_many_bytes(minio_path: str, max_bytes: int) -> Rejected:
+    """The rejection of an object that is larger than the reader is willing to hold."""
+    return Rejected("too_many_bytes", f"object {minio_path} has more than {max_bytes} bytes")
+
+
+def object_not_found(minio_path: str) -> Rejected:
+    """The rejection of a path where nothing lies."""
+    return Rejected("object_not_found", f"object {minio_path} does not exist")
+
+
+class _ChunkReader:
+    """The file that `minio` wants to read, over the chunks of a request body.
+
+    A `read` is filled to its size unless the chunks end: the client joins short reads one by one, which
+    copies a part as often as it has chunks.
+    """
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = b""
+        self.length = 0
+
+    def read(self, size: int) -> bytes:
+        pieces = [self._rest]
+        missing = size - len(self._rest)
+        while missing > 0 and (chunk := next(self._chunks, None)) is not None:
+            pieces.append(chunk)
+            missing -= len(chunk)
+        if missing < 0:
+            pieces[-1], self._rest = pieces[-1][:missing], pieces[-1][missing:]
+        else:
+            self._rest = b""
+        data = b"".join(pieces)
+        self.length += len(data)
+        return data
+
+
+@contextmanager
+def _call(operation: str) -> Iterator[None]:
+    """Times one call and turns the client's exceptions into outcomes of the mesh."""
+    start = time.perf_counter()
+    try:
+        yield
+    except S3Error as error:
+        raise _outcome(error, operation) from error
+    except InvalidResponseError as error:
+        # Its text holds the whole body, for example the page of a proxy.
+        raise Unavailable("object_store", str(error)[:200]) from error
+    except (HTTPError, MinioException) as error:
+        raise Unavailable("object_store", str(error) or type(error).__name__) from error
+    finally:
+        OBJECT_STORE_SECONDS.labels(operation).observe(time.perf_counter() - start)
+
+
+def _outcome(error: S3Error, operation: str) -> Rejected | Unavailable:
+    if operation == "get" and error.code in _NOT_FOUND:
+        return object_not_found(f"{error.bucket_name}/{error.object_name}")
+    if error.code in _BAD_NAME:
+        return Rejected("bad_path", f"the object store refuses the name: {error.message}")
+    # Overload; and also refused credentials or access, or no bucket to put into: that is not the message.
+    return Unavailable("object_store", f"{error.code}: {error.message}")

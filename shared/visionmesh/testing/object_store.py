@@ -1,0 +1,55 @@
+"""`ObjectStore` in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from threading import Lock
+
+from visionmesh.object_store import object_not_found, split_path, too_many_bytes
+from visionmesh.testing.faults import Faults
+
+
+class MemoryObjectStore(Faults):
+    """`ObjectStore` without a server, for many threads at once. Its buckets exist from the start."""
+
+    def __init__(self, allowed_buckets: Collection[str] = ("raw-images",)) -> None:
+        super().__init__("object_store")
+        self._allowed = tuple(allowed_buckets)
+        self._lock = Lock()
+        self._objects: dict[str, tuple[bytes, str]] = {}
+
+    def get(self, minio_path: str, *, max_bytes: int) -> bytes:
+        split_path(minio_path, self._allowed)
+        with self._lock:
+            self._answer()
+            if minio_path not in self._objects:
+                raise object_not_found(minio_path)
+            data, _ = self._objects[minio_path]
+        if len(data) > max_bytes:
+            raise too_many_bytes(minio_path, max_bytes)
+        return data
+
+    def put(self, minio_path: str, chunks: Iterable[bytes], *, media_type: str) -> int:
+        split_path(minio_path, self._allowed)
+        data = b"".join(chunks)
+        with self._lock:
+            self._answer()
+            self._objects[minio_path] = (data, media_type)
+        return len(data)
+
+    def delete(self, minio_path: str) -> None:
+        split_path(minio_path, self._allowed)
+        with self._lock:
+            self._answer()
+            self._objects.pop(minio_path, None)
+
+    def ensure_buckets(self) -> None:
+        self._answer()
+
+    def ping(self) -> None:
+        self._answer()
+
+    def paths(self) -> list[str]:
+        """The `minio_path` of every object, sorted."""
+        with self._lock:
+            return sorted(self._objects)

@@ -1,0 +1,234 @@
+"""`ResultStore` and `Images` in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from threading import RLock
+
+from visionmesh.results import (
+    AddedImage,
+    FeaturesRow,
+    ImageResults,
+    ImageRow,
+    OutboxClaim,
+    OutcomeRow,
+    PredictionRow,
+    Row,
+    StoredFeatures,
+    StoredOutcome,
+    StoredPrediction,
+    added_or_conflict,
+    storable_real,
+    storable_text,
+)
+from visionmesh.testing.faults import Faults
+
+
+class MemoryResultStore(Faults):
+    """`ResultStore` without a server, for many threads at once."""
+
+    def __init__(self) -> None:
+        super().__init__("database")
+        self._lock = RLock()
+        self._features: dict[str, StoredFeatures] = {}
+        self._predictions: dict[tuple[str, str], StoredPrediction] = {}
+        self._outcomes: dict[tuple[str, str], StoredOutcome] = {}
+
+    def interrupted(self, worker: str, image_ids: Sequence[str]) -> list[int]:
+        with self._lock:
+            self._answer()
+            return [self._attempts(worker, image_id) for image_id in image_ids]
+
+    def begin(self, worker: str, image_ids: Sequence[str]) -> None:
+        with self._lock:
+            self._answer()
+            for image_id in set(image_ids):
+                attempt = self._attempts(worker, image_id) + 1
+                self._outcomes[image_id, worker] = StoredOutcome(
+                    image_id, worker, "running", attempt=attempt, started_at=_now(), finished_at=None
+                )
+
+    def withdraw(self, worker: str, image_ids: Sequence[str]) -> None:
+        with self._lock:
+            self._answer()
+            for image_id in set(image_ids):
+                attempts = self._attempts(worker, image_id)
+                if attempts > 0:
+                    stored = self._outcomes[image_id, worker]
+                    self._outcomes[image_id, worker] = replace(stored, attempt=attempts - 1)
+
+    def save(self, rows: Sequence[Row]) -> None:
+        with self._lock:
+            self._answer()
+            for row in rows:
+                if isinstance(row, FeaturesRow):
+                    self._save_features(row)
+                elif isinstance(row, PredictionRow):
+                    self._save_prediction(row)
+                else:
+                    self._save_outcome(row)
+
+    def features(self) -> list[StoredFeatures]:
+        """Every row of `image_features`, by key."""
+        with self._lock:
+            return [self._features[key] for key in sorted(self._features)]
+
+    def predictions(self) -> list[StoredPrediction]:
+        """Every row of `predictions`, by key."""
+        with self._lock:
+            return [self._predictions[key] for key in sorted(self._predictions)]
+
+    def outcomes(self) -> list[StoredOutcome]:
+        """Every row of `task_outcomes`, by key."""
+        with self._lock:
+            return [self._outcomes[key] for key in sorted(self._outcomes)]
+
+    def _attempts(self, worker: str, image_id: str) -> int:
+        row = self._outcomes.get((image_id, worker))
+        return row.attempt if row is not None and row.state == "running" else 0
+
+    def _save_features(self, row: FeaturesRow) -> None:
+        known = self._features.get(row.image_id)
+        self._features[row.image_id] = StoredFeatures(
+            row.image_id,
+            tuple(storable_real(row.descriptors)),
+            row.model,
+            created_at=known.created_at if known else _now(),
+        )
+
+    def _save_prediction(self, row: PredictionRow) -> None:
+        known = self._predictions.get((row.image_id, row.classifier))
+        confidence, latency_ms = storable_real((row.confidence, row.latency_ms))
+        self._predictions[row.image_id, row.classifier] = StoredPrediction(
+            row.image_id,
+            row.classifier,
+            row.label,
+            confidence,
+            row.labels,
+            tuple(storable_real(row.probabilities)),
+            row.model,
+            row.model_version,
+            latency_ms,
+            created_at=known.created_at if known else _now(),
+        )
+
+    def _save_outcome(self, row: OutcomeRow) -> None:
+        known = self._outcomes.get((row.image_id, row.worker))
+        error = storable_text(row.error)
+        running = row.state == "running"
+        finished_at = None if running else _now()
+        if known is not None and (known.state, known.error) == (row.state, error):
+            finished_at = known.finished_at
+        self._outcomes[row.image_id, row.worker] = StoredOutcome(
+            row.image_id,
+            row.worker,
+            row.state,
+            error,
+            attempt=known.attempt if known else 1,
+            started_at=known.started_at if known else _now() if running else None,
+            finished_at=finished_at,
+        )
+
+
+class MemoryImages(Faults):
+    """`Images` without a server; `results` are read from the store that the workers write to."""
+
+    def __init__(self, results: MemoryResultStore) -> None:
+        super().__init__("database")
+        self._results = results
+        self._lock = RLock()
+        self._images: dict[str, ImageRow] = {}
+        self._claimed: set[str] = set()
+
+    def add_image(self, row: ImageRow) -> AddedImage:
+        with self._lock:
+            self._answer()
+            created = row.image_id not in self._images
+            if created:
+                self._images[row.image_id] = replace(row, created_at=_now(), published_at=None)
+            return added_or_conflict(AddedImage(self._images[row.image_id], created), row)
+
+    def mark_published(self, image_ids: Iterable[str]) -> None:
+        with self._lock:
+            self._answer()
+            self._mark(image_ids)
+
+    @contextmanager
+    def unpublished(self, *, older_than_seconds: float, limit: int) -> Iterator[OutboxClaim]:
+        with self._lock:
+            self._answer()
+            latest = _now() - timedelta(seconds=older_than_seconds)
+            waiting = [
+                row
+                for row in reversed(self._newest_first())
+                if row.published_at is None
+                and row.image_id not in self._claimed
+                and _created_at(row) <= latest
+            ][:limit]
+            claim = _MemoryClaim(tuple(waiting))
+            self._claimed.update(row.image_id for row in waiting)
+        try:
+            yield claim
+            with self._lock:
+                self._answer()
+                self._mark(claim.taken)
+        finally:
+            with self._lock:
+                self._claimed.difference_update(row.image_id for row in waiting)
+
+    def pending(self) -> int:
+        with self._lock:
+            self._answer()
+            return sum(row.published_at is None for row in self._images.values())
+
+    def image(self, image_id: str) -> ImageRow | None:
+        with self._lock:
+            self._answer()
+            return self._images.get(image_id)
+
+    def images(self, *, limit: int, before: tuple[datetime, str] | None = None) -> list[ImageRow]:
+        with self._lock:
+            self._answer()
+            rows = self._newest_first()
+            if before is not None:
+                rows = [row for row in rows if (row.created_at, row.image_id) < before]
+            return rows[:limit]
+
+    def results(self, image_id: str) -> ImageResults | None:
+        found = ImageResults(
+            image=self.image(image_id),
+            features=next((row for row in self._results.features() if row.image_id == image_id), None),
+            predictions=tuple(row for row in self._results.predictions() if row.image_id == image_id),
+            outcomes=tuple(row for row in self._results.outcomes() if row.image_id == image_id),
+        )
+        return None if found == ImageResults(None, None, (), ()) else found
+
+    def _newest_first(self) -> list[ImageRow]:
+        return sorted(self._images.values(), key=lambda row: (_created_at(row), row.image_id), reverse=True)
+
+    def _mark(self, image_ids: Iterable[str]) -> None:
+        for image_id in image_ids:
+            row = self._images.get(image_id)
+            if row is not None and row.published_at is None:
+                self._images[image_id] = replace(row, published_at=_now())
+
+
+class _MemoryClaim:
+    def __init__(self, images: tuple[ImageRow, ...]) -> None:
+        self.images = images
+        self.taken: list[str] = []
+
+    def published(self, image_ids: Iterable[str]) -> None:
+        self.taken.extend(image_ids)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _created_at(row: ImageRow) -> datetime:
+    assert row.created_at is not None  # set when the row was added
+    return row.created_at
