@@ -37,7 +37,7 @@ _RELAY_SECONDS: Final = 1.0
 _RELAY_BATCH: Final = 500
 
 # A write whose connection broke may still be committed until the server's statement timeout (10 s).
-_ORPHAN_SECONDS: Final = 20.0
+_ORPHAN_SECONDS: Final = 12.0
 
 
 class Announcer(Protocol):
