@@ -31,8 +31,8 @@ appender.console.layout.type = PatternLayout
 appender.console.layout.pattern = %d{ISO8601} %p %m (%c{1})%n
 rootLogger.level = WARN
 rootLogger.appenderRef.console.ref = console
-logger.server.name = org.apache.kafka.server
-logger.server.level = INFO
+logger.lifecycle.name = org.apache.kafka.server.BrokerLifecycleManager
+logger.lifecycle.level = INFO
 """
 
 
@@ -117,6 +117,10 @@ class KafkaServer(ServerProcess):
             # Sized for a handful of groups; 50 each, the default, are made at the first join of a group.
             "offsets.topic.num.partitions": "4",
             "transaction.state.log.num.partitions": "4",
+            # After a kill -9 the controller takes the broker for alive, and refuses the new one, until this long
+            # after its last heartbeat; 9 s by default.
+            "broker.session.timeout.ms": "4000",
+            "broker.heartbeat.interval.ms": "500",
             # The default sets 128 MB of the heap aside.
             "log.cleaner.dedupe.buffer.size": str(8 * 1024 * 1024),
             # Takeover within 8 s of a kill -9, in the classic protocol by what the client asks for ...
