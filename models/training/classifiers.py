@@ -56,7 +56,7 @@ def _tree_attributes(forest: Any) -> dict[str, Any]:
         nodes["treeids"] += [tree_id] * tree.node_count
         nodes["nodeids"] += range(tree.node_count)
         nodes["featureids"] += np.where(is_leaf, 0, tree.feature).tolist()
-        nodes["values"] += np.where(is_leaf, 0, tree.threshold).astype(np.float32).tolist()
+        nodes["values"] += np.where(is_leaf, 0, between_digits(tree.threshold)).tolist()
         nodes["modes"] += np.where(is_leaf, "LEAF", "BRANCH_LEQ").tolist()
         nodes["truenodeids"] += np.where(is_leaf, 0, tree.children_left).tolist()
         nodes["falsenodeids"] += np.where(is_leaf, 0, tree.children_right).tolist()
@@ -72,6 +72,16 @@ def _tree_attributes(forest: Any) -> dict[str, Any]:
         **{f"nodes_{key}": values for key, values in nodes.items()},
         **{f"target_{key}": values for key, values in leaves.items()},
     }
+
+
+def between_digits(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Thresholds moved up to the middle between two numbers of 4 significant digits.
+
+    Every number then falls on the same side as what is left of it on the wire, so that sending 4 digits
+    changes no label; and numbers of 4 digits fall on the side where they fell before.
+    """
+    unit = 10.0 ** (np.floor(np.log10(np.maximum(np.abs(thresholds), 1e-30))) - 3)
+    return ((np.floor(thresholds / unit + 1e-6) + 0.5) * unit).astype(np.float32)
 
 
 def support_vectors(x: NDArray[np.float32], y: NDArray[np.int64], seed: int) -> Scores:

@@ -78,3 +78,15 @@ def test_what_is_not_finite_is_rejected(value: float) -> None:
 def test_an_extractor_is_no_classifier() -> None:
     with pytest.raises(ValueError, match="is an extractor"):
         Classifier(ModelStore(ROOT / "models").load("extractor"))
+
+
+def test_four_digits_change_nothing_for_the_forest() -> None:
+    """Its thresholds lie between the numbers that can be on the wire."""
+    forest = Classifier(ModelStore(ROOT / "models").load("classifier-fast"))
+    assert forest.model.family == "random forest"
+    whole = descriptors(2_000)
+    rounded = np.array([[float(f"{value:.4g}") for value in row] for row in whole.tolist()], np.float32)
+    changed = [
+        one != other for one, other in zip(forest.classify(whole), forest.classify(rounded), strict=True)
+    ]
+    assert sum(changed) <= 1
