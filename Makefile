@@ -1,0 +1,68 @@
+# `make` lists the commands. Everything happens in .venv; any Python from 3.11 on will do.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \
+	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
+SERVICE_LOCKS := ingest-api feature-extractor classifier
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-emit-find-links
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-native bench lint lock train env up
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+install: $(STAMP)  ## .venv with the `mesh` command and all that the demo and the tests need
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install  ## the whole mesh with sample pictures; ONCE=1 ends when they are classified
+	$(BIN)/mesh demo $(if $(ONCE),--once)
+
+test: install  ## every test that needs nothing but Python
+	$(BIN)/python -m pytest
+
+test-native: install  ## the tests of the real Kafka, MinIO and Postgres (JDK 17, Maven, Go)
+	$(BIN)/python -m visionmesh.stack prepare
+	MESH_TEST_STACK=native $(BIN)/python -m pytest tests/integration tests/end_to_end tests/chaos
+
+bench: install  ## every benchmark; one alone: mesh bench NAME
+	$(BIN)/mesh bench
+
+lint: install  ## style, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock: install  ## the locks again, from pyproject.toml (requirements/*.txt)
+	for name in $(SERVICE_LOCKS); do $(COMPILE) pyproject.toml --extra $$name -o requirements/$$name.txt || exit; done
+	$(COMPILE) pyproject.toml --extra dev --no-emit-package visionmesh -o requirements/dev.txt
+	$(COMPILE) requirements/train.in -o requirements/train.txt
+
+train: .venv-train/installed  ## the models again, from CIFAR-10; DATA=file uses a local copy
+	PYTHONPATH=shared:services:models .venv-train/bin/python -m training $(if $(DATA),--data $(DATA))
+
+.venv-train/installed: requirements/train.txt
+	test -x .venv-train/bin/python || $(PYTHON) -m venv .venv-train
+	.venv-train/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+env: .env  ## .env with fresh passwords for compose; one that exists stays as it is
+
+.env:
+	@umask 077; for name in MINIO_ROOT_PASSWORD POSTGRES_PASSWORD REDIS_PASSWORD GRAFANA_ADMIN_PASSWORD; do \
+		echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@.new
+	@mv $@.new $@
+	@echo "Wrote $@."
+
+up: .env  ## the mesh in containers
+	docker compose up --build
