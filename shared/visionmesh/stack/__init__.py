@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from visionmesh.stack.embedded import EmbeddedStack
-from visionmesh.stack.native import NativeStack
 from visionmesh.stack.process import StackError
 from visionmesh.stack.protocol import Endpoints, Ports, Server, Stack
+
+if TYPE_CHECKING:
+    from visionmesh.stack.embedded import EmbeddedStack
+    from visionmesh.stack.native import NativeStack
 
 __all__ = [
     "EmbeddedStack",
@@ -39,6 +41,23 @@ def open_stack(
     topics: what the embedded broker offers from the start, the table in `visionmesh.topics` when absent.
     The native broker ignores it: `mesh topics` creates them there, with their retention and limits.
     """
+    from visionmesh.stack.embedded import EmbeddedStack
+    from visionmesh.stack.native import NativeStack
+
     if kind == "embedded":
         return EmbeddedStack(directory, ports=ports, topics=topics)
     return NativeStack(directory, ports=ports)
+
+
+def __getattr__(name: str) -> object:
+    # The servers written in Python are children that import this package. They need none of the clients that
+    # the stacks bring along, which are most of the time it takes to start them.
+    if name == "EmbeddedStack":
+        from visionmesh.stack.embedded import EmbeddedStack
+
+        return EmbeddedStack
+    if name == "NativeStack":
+        from visionmesh.stack.native import NativeStack
+
+        return NativeStack
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -117,8 +117,8 @@ class KafkaServer(ServerProcess):
             # Sized for a handful of groups; 50 each, the default, are made at the first join of a group.
             "offsets.topic.num.partitions": "4",
             "transaction.state.log.num.partitions": "4",
-            # After a kill -9 the controller takes the broker for alive, and refuses the new one, until this long
-            # after its last heartbeat; 9 s by default.
+            # After a kill -9 the controller takes the broker for alive, and refuses the new one, until this
+            # long after its last heartbeat; 9 s by default.
             "broker.session.timeout.ms": "4000",
             "broker.heartbeat.interval.ms": "500",
             # The default sets 128 MB of the heap aside.
