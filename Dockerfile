@@ -3,11 +3,13 @@
 
 FROM python:3.11-slim-bookworm AS base
 # PYTHONDONTWRITEBYTECODE: the file system is read-only at run time; bytecode is compiled below, at build time.
+# ORT_DISABLE_TELEMETRY: ONNX Runtime's wheels report to their maker unless told not to.
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     PYTHONPATH=/app/shared:/app/services \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore \
+    ORT_DISABLE_TELEMETRY=1 \
     MESH_HTTP_HOST=0.0.0.0
 WORKDIR /app
 # A number, not a name, so that Kubernetes can check that it is not root.
