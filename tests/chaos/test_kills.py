@@ -1,0 +1,49 @@
+"""Workers die at any moment, and no picture is lost, doubled or given up."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+
+import pytest
+
+from chaos.conftest import Rig, size
+
+pytestmark = [pytest.mark.native, pytest.mark.timeout(900)]
+
+
+def test_killing_workers_loses_and_doubles_nothing(rig: Rig) -> None:
+    uploads = size("MESH_CHAOS_UPLOADS", 300)
+    kills = size("MESH_CHAOS_KILLS", 12)
+    seconds = size("MESH_CHAOS_SECONDS", 20)
+    chance = random.Random(20261121)
+    workers = [replica for replica in rig.mesh.replicas if replica.service.name != "ingest-api"]
+    struck: list[str] = []
+    over = threading.Event()
+
+    def strike() -> None:
+        # Every kind gets its share; which replica, and when, is chance.
+        kinds = sorted({replica.service.name for replica in workers})
+        while len(struck) < kills and not over.wait(chance.uniform(0.2, 1.8) * seconds / kills):
+            kind = kinds[len(struck) % len(kinds)]
+            alive = [replica for replica in workers if replica.service.name == kind and replica.pid]
+            if alive:
+                victim = chance.choice(alive)
+                pid = victim.pid
+                if pid is not None:
+                    os.kill(pid, signal.SIGKILL)
+                    struck.append(victim.name)
+
+    striker = threading.Thread(target=strike)
+    striker.start()
+    statuses = rig.upload_all("kill", uploads, pause=4 * seconds / uploads)
+    striker.join()
+    over.set()
+    assert statuses == [202] * uploads
+    assert len(struck) == kills
+    rig.wait_home("kill", uploads)
+    rig.check_exact("kill", uploads)
+    assert rig.dead_letters() == 0
+    print(f"{uploads} uploads, {kills} kills: {sorted(struck)}")
