@@ -1,0 +1,284 @@
+"""docker-compose.yml and what it mounts, as data: what must hold whoever edits it, checked without Docker."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+from prometheus_client import REGISTRY
+
+from visionmesh.observability import metrics
+from visionmesh.settings import Settings
+from visionmesh.topics import CLASSIFIERS, PARTITIONS
+
+ROOT: Final = Path(__file__).parents[2]
+TEXT: Final = (ROOT / "docker-compose.yml").read_text()
+COMPOSE: Final[dict[str, Any]] = yaml.safe_load(TEXT)
+SERVICES: Final[dict[str, dict[str, Any]]] = COMPOSE["services"]
+DOCKERFILE: Final = (ROOT / "Dockerfile").read_text()
+DASHBOARD: Final[dict[str, Any]] = json.loads((ROOT / "deploy/grafana/dashboards/overview.json").read_text())
+
+ONE_SHOT: Final = {"migrate", "topics", "minio-volume"}
+# The seeds' ports.
+HTTP_PORTS: Final = {
+    "ingest-api": 8001,
+    "classifier-fast": 8003,
+    "classifier-accurate": 8004,
+    "classifier-balanced": 8005,
+    "feature-extractor": 8006,
+}
+# The only containers that start as root: one owns its volume and becomes postgres, one owns another's.
+STARTS_AS_ROOT: Final = {"postgres", "minio-volume"}
+# Images that name a user of their own who is not root.
+OWN_USER: Final = {"kafka", "kafka-ui", "prometheus", "grafana"}
+
+every_service = pytest.mark.parametrize("name", sorted(SERVICES))
+
+
+@every_service
+def test_nothing_is_gained_inside_a_container(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["init"] is True
+    assert not service.get("privileged")
+    assert "container_name" not in service, "a named container can't be scaled"
+    assert any(str(mount).startswith("/tmp") for mount in service["tmpfs"])
+
+
+@every_service
+def test_nobody_is_root(name: str) -> None:
+    service = SERVICES[name]
+    if name in STARTS_AS_ROOT or name in OWN_USER:
+        return
+    if "build" in service:
+        _, stage = DOCKERFILE.split(f" AS {service['build']['target']}\n")
+        assert "USER ${MESH_UID}:${MESH_UID}" in re.split(r"^FROM ", stage, flags=re.MULTILINE)[0]
+    else:
+        assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"])
+
+
+@every_service
+def test_images_are_pinned(name: str) -> None:
+    image = SERVICES[name]["image"]
+    if "build" in SERVICES[name]:
+        assert image.startswith("visionmesh/")
+    else:
+        assert re.fullmatch(r"[a-z0-9./-]+:v?[A-Z0-9][A-Za-z0-9.-]*\d[A-Za-z0-9.-]*", image), image
+        assert not image.endswith(":latest")
+
+
+@every_service
+def test_logs_do_not_fill_the_disk(name: str) -> None:
+    assert set(SERVICES[name]["logging"]["options"]) == {"max-size", "max-file"}
+
+
+@every_service
+def test_what_stays_up_comes_back_says_how_it_is_and_has_time_to_end(name: str) -> None:
+    service = SERVICES[name]
+    if name in ONE_SHOT:
+        assert "restart" not in service
+        return
+    assert service["restart"] == "unless-stopped"
+    assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
+    grace = int(service["stop_grace_period"].removesuffix("s"))
+    assert grace > Settings().worker_shutdown_seconds
+    if "build" in service:
+        assert float(service["environment"]["MESH_WORKER_SHUTDOWN_SECONDS"]) < grace
+    assert "memory" in service.get("deploy", {}).get("resources", {}).get("limits", {}), "one leak takes all"
+
+
+@every_service
+def test_only_the_gateway_can_be_opened_to_other_machines(name: str) -> None:
+    address = "${MESH_PUBLISH_ADDRESS:-127.0.0.1}:" if name == "gateway" else "127.0.0.1:"
+    assert all(port.startswith(address) for port in SERVICES[name].get("ports", []))
+    if "build" in SERVICES[name]:
+        assert "ports" not in SERVICES[name], "a published port allows one replica only"
+
+
+def test_the_seeds_ports_are_published() -> None:
+    gateway = {int(port.rsplit(":", 1)[1]) for port in SERVICES["gateway"]["ports"]}
+    assert gateway == set(HTTP_PORTS.values())
+    for name, port in {"kafka-ui": 8090, "prometheus": 9090, "grafana": 3000}.items():
+        assert any(f":-{port}}}:" in published for published in SERVICES[name]["ports"])
+
+
+def test_the_gateway_balances_every_service_on_its_port() -> None:
+    caddyfile = (ROOT / "deploy/gateway/Caddyfile").read_text()
+    sites = re.findall(r"^:(\d+) \{\n\timport balance (\S+) (\d+)\n\}", caddyfile, flags=re.MULTILINE)
+    assert {name: int(port) for _, name, port in sites} == HTTP_PORTS
+    assert all(outside == inside for outside, _, inside in sites)
+    for setting in ("admin off", "lb_policy least_conn", "dynamic a", "flush_interval -1"):
+        assert setting in caddyfile
+
+
+def test_services_listen_where_the_gateway_and_prometheus_look() -> None:
+    prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    jobs = {job["job_name"]: job for job in prometheus["scrape_configs"]}
+    scraped = {
+        config["names"][0]: (config["type"], config["port"]) for config in jobs["mesh"]["dns_sd_configs"]
+    }
+    assert scraped == {name: ("A", port) for name, port in HTTP_PORTS.items()}
+    for name, port in HTTP_PORTS.items():
+        target = SERVICES[name]["build"]["target"]
+        stage = DOCKERFILE.split(f" AS {target}\n")[1].split("\nFROM ")[0]
+        own = re.search(r"^ENV MESH_HTTP_PORT=(\d+)", stage, re.MULTILINE)
+        listens = SERVICES[name]["environment"].get("MESH_HTTP_PORT") or (own and own[1])
+        assert int(listens or 0) == port
+
+
+def test_every_classifier_of_the_topic_table_runs_within_the_seeds_limits() -> None:
+    for name in CLASSIFIERS:
+        assert f"classifier-{SERVICES[name]['environment']['MESH_CLASSIFIER']}" == name
+        assert SERVICES[name]["deploy"]["resources"]["limits"] == {"cpus": "0.5", "memory": "512M"}
+    assert SERVICES["feature-extractor"]["deploy"]["resources"]["limits"] == {"cpus": "2", "memory": "2G"}
+
+
+def test_every_environment_variable_of_the_mesh_is_a_setting() -> None:
+    known = {f"MESH_{field.upper()}" for field in Settings.model_fields}
+    for service in SERVICES.values():
+        if "build" in service:
+            assert {name for name in service["environment"] if name.startswith("MESH_")} <= known
+
+
+def test_the_broker_allows_the_takeover_goal() -> None:
+    broker = SERVICES["kafka"]["environment"]
+    assert int(broker["KAFKA_NUM_PARTITIONS"]) == PARTITIONS
+    assert broker["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
+    assert broker["KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS"] == "0"
+    assert int(broker["KAFKA_GROUP_MIN_SESSION_TIMEOUT_MS"]) <= Settings().kafka_session_timeout_ms
+    for limit in ("", "MIN_"):
+        assert broker[f"KAFKA_GROUP_CONSUMER_{limit}SESSION_TIMEOUT_MS"] == "6000"
+        assert broker[f"KAFKA_GROUP_CONSUMER_{limit}HEARTBEAT_INTERVAL_MS"] == "1000"
+    assert "/tmp:exec" in SERVICES["kafka"]["tmpfs"], "the broker could not read zstd"
+
+
+def test_workers_wait_for_tables_and_topics() -> None:
+    for name in HTTP_PORTS:
+        assert SERVICES[name]["depends_on"] == {
+            one_shot: {"condition": "service_completed_successfully"} for one_shot in ("migrate", "topics")
+        }
+    for one_shot in ("migrate", "topics"):
+        waits = SERVICES[one_shot]["depends_on"].values()
+        assert all(condition == {"condition": "service_healthy"} for condition in waits)
+
+
+def test_no_secret_stands_in_the_file() -> None:
+    for name, service in SERVICES.items():
+        for variable, value in service.get("environment", {}).items():
+            if re.search(r"PASSWORD|SECRET|DSN|AUTH$", variable):
+                assert re.search(r"\$\{[A-Z_]+:\?run `make env`", value), f"{name} {variable}"
+
+
+def test_make_env_writes_every_secret_that_compose_asks_for(tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    wanted = set(re.findall(r"\$\{([A-Z_]+):\?", TEXT))
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    subprocess.run(["make", "--silent", "-C", str(tmp_path), "env"], check=True, capture_output=True)
+    written = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().split())
+    assert wanted
+    assert wanted <= set(written)
+    assert all(written[name] for name in wanted)
+    # It travels inside a URL.
+    assert re.fullmatch(r"[A-Za-z0-9_-]+", written["POSTGRES_PASSWORD"])
+    assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
+
+
+def test_each_image_installs_one_lock_and_ships_its_own_service_only() -> None:
+    parents = {
+        stage: parent for parent, stage in re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.MULTILINE)
+    }
+    for target in {service["build"]["target"] for service in SERVICES.values() if "build" in service}:
+        assert parents[target] == f"{target}-dependencies"
+        assert parents[f"{target}-dependencies"] == "base"
+        assert f"source=requirements/{target}.txt" in DOCKERFILE
+        lock = (ROOT / "requirements" / f"{target}.txt").read_text()
+        assert "--hash=sha256:" in lock
+        body = DOCKERFILE.split(f" AS {target}\n")[1].split("\nFROM ")[0]
+        copied = re.findall(r"COPY services/(\S+)", body)
+        assert copied == [target.replace("-", "_")]
+    assert "http" not in re.sub(r"^#.*", "", DOCKERFILE, flags=re.MULTILINE).replace("MESH_HTTP", "").lower()
+
+
+# Grafana -------------------------------------------------------------------------------------------------
+
+PANELS: Final[list[dict[str, Any]]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+every_panel = pytest.mark.parametrize("panel", PANELS, ids=[f"{p['id']}-{p['title']}" for p in PANELS])
+
+# Words of PromQL that stand where a metric could.
+_PROMQL: Final = {"count", "histogram_quantile", "increase", "max", "or", "rate", "sum", "vector"}
+
+
+def exposed_names() -> set[str]:
+    """Every series name that `visionmesh.observability.metrics` can expose."""
+    assert metrics.CONSUMED
+    return {
+        f"{family.name}{suffix}"
+        for family in REGISTRY.collect()
+        if family.name.startswith("mesh_")
+        for suffix in {
+            "counter": ["_total"],
+            "gauge": [""],
+            "histogram": ["_bucket", "_sum", "_count"],
+            "info": ["_info"],
+        }[family.type]
+    }
+
+
+@every_panel
+def test_a_panel_says_what_it_shows_and_in_what_unit(panel: dict[str, Any]) -> None:
+    assert panel["title"]
+    assert len(panel["description"]) > 20
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert panel["targets"]
+    assert all(target["datasource"]["uid"] == "prometheus" for target in panel["targets"])
+
+
+@every_panel
+def test_a_panel_asks_for_metrics_that_exist(panel: dict[str, Any]) -> None:
+    for target in panel["targets"]:
+        expression = re.sub(r"\{[^}]*\}|\[[^]]*\]|\b(?:by|without|on) ?\([^)]*\)", " ", target["expr"])
+        used = set(re.findall(r"[a-z_][a-z0-9_]*", expression)) - _PROMQL
+        assert used, target["expr"]
+        assert used <= exposed_names(), target["expr"]
+
+
+@every_panel
+def test_counters_are_shown_as_rates(panel: dict[str, Any]) -> None:
+    for target in panel["targets"]:
+        for function in re.findall(r"(\w*)\(mesh_\w+_(?:total|bucket|sum|count)\b", target["expr"]):
+            assert function in ("rate", "increase"), target["expr"]
+
+
+def test_panels_do_not_overlap_and_stay_on_the_grid() -> None:
+    boxes = [(panel["title"], panel["gridPos"]) for panel in DASHBOARD["panels"]]
+    assert all(box["x"] >= 0 and box["x"] + box["w"] <= 24 and box["h"] > 0 for _, box in boxes)
+    for (one, a), (other, b) in itertools.combinations(boxes, 2):
+        apart = (
+            a["x"] + a["w"] <= b["x"]
+            or b["x"] + b["w"] <= a["x"]
+            or a["y"] + a["h"] <= b["y"]
+            or b["y"] + b["h"] <= a["y"]
+        )
+        assert apart, f"{one} lies over {other}"
+    identities = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(identities) == len(set(identities))
+
+
+def test_grafana_finds_its_data_source_and_its_dashboards() -> None:
+    provisioning = ROOT / "deploy/grafana/provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())["datasources"]
+    assert (source["uid"], source["url"]) == ("prometheus", "http://prometheus:9090")
+    (provider,) = yaml.safe_load((provisioning / "dashboards/visionmesh.yaml").read_text())["providers"]
+    assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in SERVICES["grafana"]["volumes"]
+    scrape = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["global"]
+    assert source["jsonData"]["timeInterval"] == scrape["scrape_interval"]
