@@ -3,8 +3,8 @@
 The order makes a picture either whole or absent, wherever it breaks off: object, row, record. An object
 that gets no row is deleted; a row without a record is in the outbox.
 
-Memory: a picture of up to one part (5 MiB) is held, since a single request stores it. Of a larger one a
-few parts are, whatever its size.
+Memory: a small picture is held until it is complete. Of a larger one, whatever its size, a part of 5 MiB
+and what comes while that is sent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ T = TypeVar("T")
 # 32 connections open.
 _THREADS: Final = 16
 # A large picture holds a thread for as long as its client sends.
-_STREAM_THREADS: Final = 16
+_STREAM_THREADS: Final = 32
+# What is held of a picture before it is a large one.
+_HELD_BYTES: Final = PART_BYTES // 2
 
 # What goes at a time from the event loop to the thread that stores a large picture: small beside a part,
 # large beside the cost of waking a thread.
@@ -89,6 +91,7 @@ class Intake:
         self._outbox = outbox
         self._bucket = bucket
         self._database_in_doubt = False
+        self._store_in_doubt = False
 
     def close(self) -> None:
         """Waits for what is being stored."""
@@ -151,7 +154,7 @@ class Intake:
             self._outbox.discard_unless_named(stored.upload_id, stored.minio_path)
 
     def _store_object(self, header: Header, image_id: str | None, blocks: Iterator[bytes]) -> StoredObject:
-        self._check_database()
+        self._check_servers()
         upload_id = uuid7(time_ns() // 1_000_000, os.urandom(10))
         key = object_key(datetime.now(UTC).date(), upload_id, image_id, header.extension)
         minio_path = f"{self._bucket}/{key}"
@@ -162,21 +165,22 @@ class Intake:
             )
         except Unavailable:
             # The object may be there, and only the answer lost.
+            self._store_in_doubt = True
             self._outbox.discard_unless_named(upload_id, minio_path)
             raise
-        except Rejected as error:
-            if error.code != "object_not_found":
-                raise
-            # Of an object that is being written, this can only be the bucket.
-            self._store.ensure_buckets()
-            raise Unavailable("object_store", f"bucket {self._bucket!r} was missing") from error
         return StoredObject(upload_id, minio_path, header, digest.hexdigest(), length)
 
-    def _check_database(self) -> None:
-        """Fails before an object is stored, when the last row could not be written."""
+    def _check_servers(self) -> None:
+        """Fails before an object is stored, as long as a server that was away still is.
+
+        A store may have come back empty, so its buckets are made again.
+        """
         if self._database_in_doubt:
             self._images.pending()
             self._database_in_doubt = False
+        if self._store_in_doubt:
+            self._store.ensure_buckets()
+            self._store_in_doubt = False
 
 
 class Receiving:
@@ -209,11 +213,11 @@ class Receiving:
             checked_media_type(b"".join(self._pieces)[:SNIFF_BYTES])
             self._is_known = True
         if self._stream is not None and self._held >= _BLOCK_BYTES:
-            await self._stream.send(b"".join(self._release()))
-        elif self._stream is None and self._held > PART_BYTES:
-            start = b"".join(self._release())
-            self._stream = _Stream(self._intake, start[:_HEADER_BYTES], self._image_id)
-            await self._stream.send(start)
+            await self._stream.send(self._release())
+        elif self._stream is None and self._held > _HELD_BYTES:
+            pieces = self._release()
+            self._stream = _Stream(self._intake, _start(pieces), self._image_id)
+            await self._stream.send(pieces)
 
     async def take(self, terms: Terms) -> Accepted:
         """Ends the picture, stores and registers it."""
@@ -227,7 +231,7 @@ class Receiving:
         if self._stream is None:
             work = partial(self._intake.store_whole, self._release(), self._image_id)
             return await in_threads(self._intake.threads, work)
-        await self._stream.send(b"".join(self._release()))
+        await self._stream.send(self._release())
         return await self._stream.end()
 
     async def abandon(self) -> None:
@@ -251,14 +255,15 @@ class _Stream:
     def __init__(self, intake: Intake, start: bytes, image_id: str | None) -> None:
         self._loop = asyncio.get_running_loop()
         self._room = asyncio.Semaphore(_BLOCKS_WAITING)
-        self._blocks: SimpleQueue[bytes | _Abandoned | None] = SimpleQueue()
+        self._blocks: SimpleQueue[list[memoryview] | _Abandoned | None] = SimpleQueue()
         self._intake = intake
         self._job = intake.stream_threads.submit(intake.store_stream, start, image_id, self._received())
         self._stored = asyncio.wrap_future(self._job)
         # Whoever waits for room must learn that nobody makes any.
         self._stored.add_done_callback(lambda _: self._room.release())
 
-    async def send(self, block: bytes) -> None:
+    async def send(self, block: list[memoryview]) -> None:
+        """Takes pieces, and empties the list."""
         await self._room.acquire()
         if self._stored.done():
             # It ended before the picture did, so it failed.
@@ -283,8 +288,20 @@ class _Stream:
             if isinstance(block, _Abandoned):
                 raise block
             self._loop.call_soon_threadsafe(self._room.release)
-            if block:
-                yield block
+            block.reverse()
+            while block:
+                # What the store has is let go at once: the first block is a whole part.
+                yield bytes(block.pop())
+
+
+def _start(pieces: Sequence[memoryview]) -> bytes:
+    """The first bytes of a picture, enough for its header."""
+    start = bytearray()
+    for piece in pieces:
+        start += piece
+        if len(start) >= _HEADER_BYTES:
+            break
+    return bytes(start)
 
 
 def _digested(blocks: Iterator[bytes], digest: Callable[[bytes], None]) -> Iterator[bytes]:

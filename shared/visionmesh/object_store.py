@@ -10,10 +10,11 @@ import time
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, Final, Protocol, Self, cast
+from typing import Final, Protocol, Self, cast
 
 import urllib3
 from minio import Minio
+from minio.datatypes import Part
 from minio.error import InvalidResponseError, MinioException, S3Error
 from urllib3.exceptions import HTTPError
 
@@ -146,19 +147,34 @@ class S3ObjectStore:
 
     def put(self, minio_path: str, chunks: Iterable[bytes], *, media_type: str) -> int:
         bucket, key = split_path(minio_path, self._allowed)
-        reader = _ChunkReader(chunks)
+        parts = _Parts(chunks)
+        # The client's own `put_object` holds a part up to five times over when the length is not known.
         with _call("put"):
-            self._client.put_object(
-                bucket,
-                key,
-                cast(BinaryIO, reader),
-                length=-1,
-                part_size=PART_BYTES,
-                content_type=media_type,
-                # One part in memory at a time; uploads run beside each other anyway.
-                num_parallel_uploads=1,
-            )
-        return reader.length
+            parts.advance()
+            if parts.ended:
+                with parts.current() as part:
+                    headers: dict[str, str | list[str] | tuple[str]] = {"Content-Type": media_type}
+                    self._client._put_object(bucket, key, _as_bytes(part), headers)
+            else:
+                self._put_parts(bucket, key, parts, media_type)
+        return parts.length
+
+    def _put_parts(self, bucket: str, key: str, parts: _Parts, media_type: str) -> None:
+        upload_id = self._client._create_multipart_upload(bucket, key, {"Content-Type": media_type})
+        etags: list[Part] = []
+        try:
+            while True:
+                number = len(etags) + 1
+                with parts.current() as part:
+                    etag = self._client._upload_part(bucket, key, _as_bytes(part), None, upload_id, number)
+                etags.append(Part(number, etag))
+                if parts.ended:
+                    break
+                parts.advance()
+            self._client._complete_multipart_upload(bucket, key, upload_id, etags)
+        except Exception:
+            self._client._abort_multipart_upload(bucket, key, upload_id)
+            raise
 
     def delete(self, minio_path: str) -> None:
         bucket, key = split_path(minio_path, self._allowed)
@@ -196,31 +212,47 @@ def object_not_found(minio_path: str) -> Rejected:
     return Rejected("object_not_found", f"object {minio_path} does not exist")
 
 
-class _ChunkReader:
-    """The file that `minio` wants to read, over the chunks of a request body.
+class _Parts:
+    """The chunks of a body, cut into parts that share one buffer.
 
-    A `read` is filled to its size unless the chunks end: the client joins short reads one by one, which
-    copies a part as often as it has chunks.
+    length: bytes read so far.
     """
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
-        self._rest = b""
+        self._rest = memoryview(b"")
+        self._buffer = bytearray()
+        self._filled = 0
         self.length = 0
 
-    def read(self, size: int) -> bytes:
-        pieces = [self._rest]
-        missing = size - len(self._rest)
-        while missing > 0 and (chunk := next(self._chunks, None)) is not None:
-            pieces.append(chunk)
-            missing -= len(chunk)
-        if missing < 0:
-            pieces[-1], self._rest = pieces[-1][:missing], pieces[-1][missing:]
-        else:
-            self._rest = b""
-        data = b"".join(pieces)
-        self.length += len(data)
-        return data
+    @property
+    def ended(self) -> bool:
+        """Whether the current part is the last one."""
+        return not self._has_rest()
+
+    def advance(self) -> None:
+        """Reads the next part: `PART_BYTES`, and less at the end. Views of the last one must be released."""
+        self._filled = 0
+        while self._filled < PART_BYTES and self._has_rest():
+            taken = self._rest[: PART_BYTES - self._filled]
+            self._buffer[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            self._rest = self._rest[len(taken) :]
+        self.length += self._filled
+
+    def current(self) -> memoryview:
+        """A view of the part that was read last."""
+        return memoryview(self._buffer)[: self._filled]
+
+    def _has_rest(self) -> bool:
+        while not self._rest and (chunk := next(self._chunks, None)) is not None:
+            self._rest = memoryview(chunk)
+        return bool(self._rest)
+
+
+def _as_bytes(part: memoryview) -> bytes:
+    """A part as the client's annotations want it. It hashes and sends any buffer."""
+    return cast(bytes, part)
 
 
 @contextmanager
