@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -206,11 +207,16 @@ def test_each_server_comes_back_at_its_address_after_kill(stack: Stack) -> None:
     publish(stack, b"back")
 
 
-def test_postgres_keeps_its_rows_through_kill(stack: Stack) -> None:
+def test_postgres_keeps_its_rows_through_kill_in_the_middle_of_a_query(stack: Stack) -> None:
     with psycopg.connect(stack.endpoints.postgres_dsn) as connection:
         connection.execute("CREATE TABLE kept (id int)")
         connection.execute("INSERT INTO kept VALUES (7)")
-    stack.postgres.kill()
+    with closing(psycopg.connect(stack.endpoints.postgres_dsn)) as busy:
+        # A backend at work does not notice that the postmaster is gone, and would keep the data directory.
+        busy.pgconn.send_query(b"DO $$ BEGIN LOOP END LOOP; END $$")
+        backend = psutil.Process(busy.info.backend_pid)
+        stack.postgres.kill()
+        assert not lives(backend)
     stack.postgres.restart()
     with psycopg.connect(stack.endpoints.postgres_dsn) as connection:
         assert connection.execute("SELECT id FROM kept").fetchall() == [(7,)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from visionmesh.stack.base import USER, ServerGroup, stack_credentials
@@ -18,6 +18,9 @@ from visionmesh.topics import PARTITIONS, TOPICS, dead_letter_topics
 # The mock broker answers an empty fetch only when its wait is over: at the client's default a hop takes
 # 470 ms, with this 1.4 ms.
 FETCH_WAIT_MAX_MS = 10
+
+# Objects up to this size stay in the memory of the S3 server, which would else grow with every photograph.
+S3_MEMORY_BYTES = 64 * 1024
 
 
 class MockKafkaServer(ServerProcess):
@@ -36,7 +39,10 @@ class MockKafkaServer(ServerProcess):
 
 
 class MotoServer(ServerProcess):
-    """S3 in memory; it accepts any credentials."""
+    """S3 that forgets everything when it ends: small objects in memory, others in unnamed temporary files.
+
+    It accepts any credentials.
+    """
 
     def __init__(self, directory: Path, port: int | None, secret_key: str) -> None:
         super().__init__("s3", directory, port)
@@ -44,6 +50,9 @@ class MotoServer(ServerProcess):
 
     def command(self) -> Sequence[str]:
         return [sys.executable, "-m", "visionmesh.stack.moto_s3", "--port", str(self.port)]
+
+    def environment(self) -> Mapping[str, str]:
+        return {"MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(S3_MEMORY_BYTES), "TMPDIR": str(self.directory)}
 
     def probe(self) -> None:
         probe_s3(self.port, USER, self._secret_key)
