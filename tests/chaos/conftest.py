@@ -1,143 +1,19 @@
-"""A whole mesh on the native stack, whose processes and servers can be killed."""
+"""The rig of the chaos tests: one mesh for the tests of a module."""
 
 from __future__ import annotations
 
-import io
-import os
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
-import numpy as np
-import psycopg
 import pytest
-from PIL import Image
 
+from chaos.rig import Rig
 from visionmesh.database import migrate
-from visionmesh.kafka import create_topics, partition_offsets
+from visionmesh.kafka import create_topics
 from visionmesh.mesh import Mesh
 from visionmesh.object_store import S3ObjectStore
 from visionmesh.settings import Settings
 from visionmesh.stack.native import NativeStack
-from visionmesh.topics import FEATURES, IMAGES, dead_letter_topics
-
-# How long everything may take to come home after the last blow. Not a measurement: a hang must fail.
-HOME_SECONDS = 240.0
-
-
-def size(variable: str, usual: int) -> int:
-    """How hard this run strikes; the figures in the README are from larger runs than CI's."""
-    return int(os.environ.get(variable, usual))
-
-
-def picture(number: int) -> bytes:
-    """A small JPEG, different for each number."""
-    pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((48, 48), Image.Resampling.BICUBIC).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-@dataclass
-class Rig:
-    """The running mesh with what the tests do to it and read from it."""
-
-    stack: NativeStack
-    mesh: Mesh
-    settings: Settings
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
-        self.client = httpx.Client(base_url=self.mesh.url_of("ingest-api"), timeout=60)
-        self.keeper = threading.Thread(target=self.mesh.keep, args=(self._stop.is_set,), daemon=True)
-        self.keeper.start()
-
-    def close(self) -> None:
-        self._stop.set()
-        self.keeper.join()
-        self.client.close()
-
-    def upload(self, image_id: str, data: bytes) -> httpx.Response:
-        return self.client.post(
-            "/upload", data={"image_id": image_id}, files={"file": ("p.jpg", data, "image/jpeg")}
-        )
-
-    def upload_all(self, prefix: str, count: int, pause: float = 0.0) -> list[int]:
-        """The status of each upload, made by four clients; `pause` seconds between one client's."""
-
-        def one(number: int) -> int:
-            status = self.upload(f"{prefix}-{number}", picture(number)).status_code
-            time.sleep(pause)
-            return status
-
-        with ThreadPoolExecutor(4) as clients:
-            return list(clients.map(one, range(count)))
-
-    def query(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.stack.endpoints.postgres_dsn, connect_timeout=5) as connection:
-            return connection.execute(statement, arguments).fetchall()  # type: ignore[arg-type]
-
-    def predicted(self, prefix: str) -> int:
-        """Pictures of `prefix` that have all three predictions."""
-        (row,) = self.query(
-            "SELECT count(*) FROM (SELECT image_id FROM predictions WHERE image_id LIKE %s "
-            "GROUP BY image_id HAVING count(*) = 3) AS complete",
-            f"{prefix}-%",
-        )
-        return int(row[0])
-
-    def wait_home(self, prefix: str, count: int) -> None:
-        """Until every picture has its predictions and every group has committed everything."""
-        eventually(lambda: self.predicted(prefix) == count, f"{count} pictures predicted")
-        eventually(lambda: self.lag() == 0, "all offsets committed")
-
-    def lag(self) -> int:
-        return sum(
-            place.lag
-            for topic in (IMAGES, FEATURES)
-            for group in topic.consumers
-            for place in partition_offsets(self.settings, topic.name, group)
-        )
-
-    def dead_letters(self) -> int:
-        return sum(
-            place.high - place.low
-            for topic in dead_letter_topics()
-            for place in partition_offsets(self.settings, topic, "nobody")
-        )
-
-    def check_exact(self, prefix: str, count: int) -> None:
-        """One features row, three predictions, four outcomes `done` for each picture; nothing else."""
-        like = f"{prefix}-%"
-        for table, rows in (("images", 1), ("image_features", 1), ("predictions", 3), ("task_outcomes", 4)):
-            found = self.query(
-                f"SELECT count(*), count(DISTINCT image_id) FROM {table} WHERE image_id LIKE %s", like
-            )
-            assert found == [(rows * count, count)], table
-        assert self.query(
-            "SELECT DISTINCT state FROM task_outcomes WHERE image_id LIKE %s", like
-        ) == [("done",)]
-        assert self.query(
-            "SELECT count(*) FROM images WHERE image_id LIKE %s AND published_at IS NULL", like
-        ) == [(0,)]
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + HOME_SECONDS
-    while True:
-        try:
-            if holds():
-                return
-        except Exception:  # the servers are being killed; what counts is the end
-            if time.monotonic() > deadline:
-                raise
-        assert time.monotonic() < deadline, f"not within {HOME_SECONDS:.0f} s: {what}"
-        time.sleep(0.25)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from chaos.conftest import Rig, size
+from chaos.rig import Rig, size
 
 pytestmark = [pytest.mark.native, pytest.mark.timeout(900)]
 

@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 
-from chaos.conftest import Rig, eventually, picture, size
+from chaos.rig import Rig, eventually, picture, size
 
 pytestmark = [pytest.mark.native, pytest.mark.timeout(900)]
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from visionmesh.contracts import ImageFeatures, ImageUploaded
@@ -27,6 +27,7 @@ from visionmesh.kafka import (
 )
 from visionmesh.results import FeaturesRow
 from visionmesh.settings import Settings
+from visionmesh.stack import Stack
 from visionmesh.testing.kafka import MemoryBroker
 from visionmesh.testing.results import MemoryResultStore
 from visionmesh.topics import Topic
@@ -103,8 +104,6 @@ class RealCluster:
             for place in partition_offsets(self.settings, topic, uuid.uuid4().hex):
                 remaining += place.high - place.low
                 partitions.append((place.partition, place.low))
-            from confluent_kafka import TopicPartition
-
             consumer.assign([TopicPartition(topic, n, low) for n, low in partitions])
             while len(found) < remaining:
                 message = consumer.poll(10)
@@ -124,6 +123,16 @@ class RealCluster:
 def settings_is_mock(settings: Settings) -> bool:
     """The cluster inside librdkafka makes topics at first use and knows no topic administration."""
     return settings.kafka_fetch_wait_max_ms == 10
+
+
+@pytest.fixture(scope="module")
+def settings(session_stack: Stack) -> Settings:
+    endpoints = session_stack.endpoints
+    return Settings(
+        kafka_bootstrap=endpoints.kafka_bootstrap,
+        kafka_group_protocol=endpoints.group_protocol,
+        kafka_fetch_wait_max_ms=endpoints.kafka_fetch_wait_max_ms or 100,
+    )
 
 
 @pytest.fixture(params=["memory", "stack"])

@@ -1,0 +1,1 @@
+"""Processes and servers are killed, and what comes home is counted."""
