@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visionmesh import images
-from visionmesh.model_store import Model
+
+# The child process that decodes imports this module, and has no use for ONNX Runtime.
+if TYPE_CHECKING:
+    from visionmesh.model_store import Model
 
 # Width and height of what the net looks at. CIFAR-10, on which it was trained, has this size.
 SIDE: Final = 32

@@ -9,7 +9,6 @@ The child is forked from a server process that has done nothing but import the f
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import resource
@@ -41,7 +40,8 @@ _LOOK_SECONDS: Final = 1.0
 
 _FROM_OUTSIDE: Final = (-signal.SIGKILL, -signal.SIGTERM)
 
-_PR_SET_PDEATHSIG: Final = 1
+# A child whose service was killed has nobody to end it: its own alarm does, this long after the deadline.
+_ALARM_SECONDS: Final = 1.0
 
 _preload = {__name__}
 
@@ -153,14 +153,19 @@ class Isolated(Generic[T, R]):
         except BrokenProcessPool:
             return _Lost()
         except ProcessExpired as error:
+            if error.exitcode == -signal.SIGALRM:
+                return self._too_slow()
             metrics.ISOLATED_RESTARTS.labels("crash").inc()
             return _Lost(error.exitcode) if error.exitcode in _FROM_OUTSIDE else _crashed()
         except TimeoutError:
-            metrics.ISOLATED_RESTARTS.labels("deadline").inc()
-            return Rejected(
-                "deadline_exceeded", f"Reading the file took longer than {self._deadline_seconds:g} s."
-            )
+            return self._too_slow()
         return outcome
+
+    def _too_slow(self) -> Rejected:
+        metrics.ISOLATED_RESTARTS.labels("deadline").inc()
+        return Rejected(
+            "deadline_exceeded", f"Reading the file took longer than {self._deadline_seconds:g} s."
+        )
 
     def _schedule(self, item: T) -> tuple[ProcessPool, ProcessFuture[Any]] | None:
         """None when the pool broke at this very moment."""
@@ -168,7 +173,9 @@ class Isolated(Generic[T, R]):
             pool = self._running_pool()
             try:
                 return pool, pool.schedule(
-                    _guarded, args=(self._function, item), timeout=self._deadline_seconds
+                    _guarded,
+                    args=(self._function, item, self._deadline_seconds),
+                    timeout=self._deadline_seconds,
                 )
             except RuntimeError:
                 return None
@@ -219,7 +226,7 @@ def _confine(memory_bytes: int) -> None:
     # Python's handler would wait until native code returns, which may be never.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # A crash is expected here; a core file of every broken picture would fill the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -231,7 +238,8 @@ def _warm_up() -> None:
     """Does nothing; that it could be called says that the child is there."""
 
 
-def _guarded(function: Callable[[Any], Any], item: Any) -> Any:
+def _guarded(function: Callable[[Any], Any], item: Any, deadline_seconds: float) -> Any:
+    signal.setitimer(signal.ITIMER_REAL, deadline_seconds + _ALARM_SECONDS)
     try:
         return function(item)
     except Rejected as error:
@@ -239,3 +247,5 @@ def _guarded(function: Callable[[Any], Any], item: Any) -> Any:
         return Rejected(error.code, error.reason)
     except MemoryError:
         return Rejected("memory_exceeded", "Reading the file takes more memory than it is given.")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

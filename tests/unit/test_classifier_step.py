@@ -59,6 +59,7 @@ MIXED = [
     features("infinite", float("inf")),
     features("huge", 1e39),
     features("none", 1.0, length=1, said=0),
+    features("miscounted", 1.0, said=19),
     features("another-cat", 2.0),
 ]
 
@@ -98,6 +99,7 @@ def test_bad_descriptors_cost_only_themselves() -> None:
         "not_finite",
         "not_finite",
         "not_finite",
+        "wrong_descriptor_count",
         "wrong_descriptor_count",
         "Done",
     ]

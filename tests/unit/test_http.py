@@ -189,15 +189,15 @@ def test_announced_body_that_is_too_large(client: TestClient) -> None:
     assert str(LIMIT) in assert_error(response, 413, "body_too_large")
 
 
-@pytest.mark.parametrize("path", ["/numbers", "/message"])
-def test_a_chunked_body_is_not_read_past_the_limit(path: str) -> None:
+def post(path: str, headers: list[tuple[bytes, bytes]]) -> tuple[int, str, int]:
+    """Posts a body without end; returns the status, the code, and how many pieces of it were read."""
     asked = 0
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
         nonlocal asked
         asked += 1
-        return {"type": "http.request", "body": b"1" * 20_000, "more_body": True}
+        return {"type": "http.request", "body": b"1" * 20_000, "more_body": asked < 10}
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -212,14 +212,25 @@ def test_a_chunked_body_is_not_read_past_the_limit(path: str) -> None:
         "root_path": "",
         "scheme": "http",
         "query_string": b"",
-        "headers": [(b"content-type", b"application/json"), (b"transfer-encoding", b"chunked")],
+        "headers": [(b"content-type", b"application/json"), *headers],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
     }
     asyncio.run(application()(scope, receive, send))
-    assert sent[0]["status"] == 413
-    assert json.loads(sent[1]["body"])["code"] == "body_too_large"
-    assert asked == 3
+    return sent[0]["status"], json.loads(sent[1]["body"])["code"], asked
+
+
+@pytest.mark.parametrize("path", ["/numbers", "/message"])
+def test_a_chunked_body_is_not_read_past_the_limit(path: str) -> None:
+    assert post(path, [(b"transfer-encoding", b"chunked")]) == (413, "body_too_large", 3)
+
+
+def test_an_announced_body_is_not_read_at_all() -> None:
+    assert post("/numbers", [(b"content-length", b"200000")]) == (413, "body_too_large", 0)
+
+
+def test_an_announced_length_that_is_no_number_changes_nothing() -> None:
+    assert post("/numbers", [(b"content-length", "²".encode("latin-1"))])[:2] == (413, "body_too_large")
 
 
 def count(route: str, status: str) -> float:

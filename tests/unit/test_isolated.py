@@ -170,12 +170,17 @@ def test_close_ends_a_call_under_way() -> None:
             hanging.result(timeout=20)
 
 
+# Its child is inside a call: an idle one sees that nobody is left to send it anything.
 PARENT = """
-import os, sys
+import sys, threading, time
 from visionmesh.isolated import Isolated
-isolated = Isolated(os.getpgid, deadline_seconds=60, memory_bytes=1 << 28)
+isolated = Isolated(time.sleep, deadline_seconds=2, memory_bytes=1 << 28)
 isolated.start()
-print(" ".join(map(str, isolated._pool._pool_manager.worker_manager.workers)), flush=True)
+threading.Thread(target=isolated.call, args=(600,), daemon=True).start()
+manager = isolated._pool._pool_manager
+while not any(task.started for task in manager.task_manager.tasks.values()):
+    time.sleep(0.01)
+print(" ".join(map(str, manager.worker_manager.workers)), flush=True)
 sys.stdin.read()
 """
 
@@ -188,8 +193,9 @@ def test_children_die_with_their_parent() -> None:
     children = [int(pid) for pid in parent.stdout.readline().split()]
     assert children
     parent.kill()
-    parent.communicate()
+    parent.wait()
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in children):
         assert time.monotonic() < deadline, "the child outlived its parent"
         time.sleep(0.02)
+    parent.communicate()

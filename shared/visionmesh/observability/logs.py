@@ -25,8 +25,15 @@ _PASSWORD_IN_DSN: Final = re.compile(r"(?i)(password\s*=\s*)('[^']*'|[^\s']+)")
 _SECRET_NAMES: Final = re.compile(r"(?i)password|secret|token|authorization|api_?key|access_?key")
 _HIDDEN: Final = "***"
 
-# One line per request, or per connection attempt, says nothing that a metric does not.
-_QUIET: Final = ("uvicorn.access", "urllib3.connectionpool", "asyncio", "python_multipart", "PIL")
+# Their lines say nothing that a metric, or a line of our own, does not.
+_QUIET: Final = (
+    "uvicorn.access",
+    "uvicorn.error",
+    "urllib3.connectionpool",
+    "asyncio",
+    "python_multipart",
+    "PIL",
+)
 
 
 def configure(service: str, settings: Settings) -> None:
