@@ -1,0 +1,163 @@
+"""`end-to-end`: from the upload of a picture until its three predictions can be read over HTTP.
+
+The whole mesh on the native stack, one replica of each service, on this machine with the load generator
+beside it. Latency at one picture a second; throughput with 16 clients that never wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+import numpy as np
+import psycopg
+from PIL import Image
+
+from benchmarks.figures import figure, percentile
+from visionmesh.database import migrate
+from visionmesh.kafka import create_topics
+from visionmesh.mesh import Mesh
+from visionmesh.object_store import S3ObjectStore
+from visionmesh.settings import Settings
+from visionmesh.stack.native import NativeStack
+
+# A thumbnail, and a photograph of a usual camera preview.
+SIDES = {"32 x 32": (32, 32), "1280 x 960": (1280, 960)}
+
+
+def picture(side: tuple[int, int], number: int) -> bytes:
+    noise = np.random.default_rng(number).integers(0, 255, (12, 16, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize(side, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+class Client:
+    """One keep-alive connection; the standard library's, for the generator shares the cores."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
+
+    def upload(self, data: bytes) -> str:
+        boundary = uuid.uuid4().hex
+        body = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="p.jpg"\r\n'
+            "Content-Type: image/jpeg\r\n\r\n"
+        ).encode() + data + f"\r\n--{boundary}--\r\n".encode()
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        self._connection.request("POST", "/upload", body, headers)
+        response = self._connection.getresponse()
+        answer = json.loads(response.read())
+        assert response.status == 202, answer
+        return str(answer["image_id"])
+
+    def predictions(self, image_id: str) -> int:
+        self._connection.request("GET", f"/predictions/{image_id}")
+        return len(json.loads(self._connection.getresponse().read())["predictions"])
+
+
+@contextmanager
+def running_mesh() -> Iterator[tuple[NativeStack, Mesh]]:
+    with TemporaryDirectory(prefix="mesh-bench-") as name, NativeStack(Path(name) / "stack") as stack:
+        endpoints = stack.endpoints
+        settings = Settings.model_validate(
+            {
+                "kafka_bootstrap": endpoints.kafka_bootstrap,
+                "s3_endpoint": endpoints.s3_endpoint,
+                "s3_access_key": endpoints.s3_access_key,
+                "s3_secret_key": endpoints.s3_secret_key,
+            }
+        )
+        migrate(endpoints.postgres_dsn)
+        create_topics(settings)
+        S3ObjectStore.from_settings(settings).ensure_buckets()
+        with Mesh(endpoints.environment(), Path(name), ports="free") as mesh:
+            mesh.start()
+            mesh.wait_until_ready(120)
+            stop = threading.Event()
+            keeper = threading.Thread(target=mesh.keep, args=(stop.is_set,))
+            keeper.start()
+            try:
+                yield stack, mesh
+            finally:
+                stop.set()
+                keeper.join()
+
+
+def latency(client: Client, side: tuple[int, int], count: int) -> list[float]:
+    """Milliseconds from upload to the third prediction, one picture a second."""
+    found = []
+    for number in range(count):
+        data = picture(side, number)
+        started = time.perf_counter()
+        image_id = client.upload(data)
+        while client.predictions(image_id) < 3:
+            time.sleep(0.002)
+            assert time.perf_counter() - started < 60, "no predictions"
+        found.append((time.perf_counter() - started) * 1000)
+        time.sleep(max(0.0, 1 - (time.perf_counter() - started)))
+    return found
+
+
+def throughput(dsn: str, url: str, side: tuple[int, int], count: int, clients: int) -> float:
+    """Pictures per second, from the first upload until the last prediction is stored."""
+    pictures = [picture(side, number) for number in range(count)]
+    with psycopg.connect(dsn, autocommit=True) as connection:
+
+        def predictions() -> int:
+            row = connection.execute("SELECT count(*) FROM predictions").fetchone()
+            assert row is not None
+            return int(row[0])
+
+        before = predictions()
+        local = threading.local()
+
+        def upload(data: bytes) -> None:
+            if not hasattr(local, "client"):
+                local.client = Client(url)
+            local.client.upload(data)
+
+        started = time.perf_counter()
+        with ThreadPoolExecutor(clients) as threads:
+            list(threads.map(upload, pictures))
+        while predictions() < before + 3 * count:
+            time.sleep(0.05)
+            assert time.perf_counter() - started < 600, "not all were predicted"
+        return count / (time.perf_counter() - started)
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=int, default=30, help="for latency, one a second")
+    parser.add_argument("--load", type=int, default=1500, help="pictures of one round of throughput")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    with running_mesh() as (stack, mesh):
+        url = mesh.url_of("ingest-api")
+        client = Client(url)
+        latency(client, (32, 32), 5)
+        for name, side in SIDES.items():
+            times = latency(client, side, options.pictures)
+            figure(f"end-to-end: {name}, p50 (goal <= 100 ms)", times, "ms")
+            figure(f"end-to-end: {name}, p95", [percentile(times, 0.95)], "ms")
+        rates = [
+            throughput(stack.endpoints.postgres_dsn, url, (32, 32), options.load, 16)
+            for _ in range(options.rounds)
+        ]
+        figure("end-to-end: 32 x 32, 16 clients (goal >= 100)", rates, "img/s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
