@@ -59,6 +59,7 @@ _STATUS: Final = {
     "truncated_body": 400,
     "unknown_task": 400,
     "unsupported_media_type": 415,
+    "upload_stalled": 408,
 }
 
 _CODES: Final = {

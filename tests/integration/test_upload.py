@@ -344,6 +344,23 @@ def test_a_form_without_its_end_leaves_nothing_behind(service: Service, file: by
     service.expect_nothing()
 
 
+@pytest.mark.parametrize("file", [jpeg(), large_jpeg()], ids=["small", "large"])
+def test_a_client_that_stalls_is_let_go(
+    service: Service, monkeypatch: pytest.MonkeyPatch, file: bytes
+) -> None:
+    monkeypatch.setattr("ingest_api.http._STALL_SECONDS", 0.1)
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n'
+    with socket.create_connection(service.address) as connection:
+        connection.sendall(
+            b"POST /upload HTTP/1.1\r\nHost: mesh\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            b"Connection: close\r\nContent-Length: 99999999\r\n\r\n" + head + file
+        )
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"upload_stalled"' in answer
+    service.expect_nothing()
+
+
 def test_kafka_away_fails_no_upload(service: Service) -> None:
     service.broker.available = False
     responses = [service.upload(jpeg(number)) for number in range(5)]
