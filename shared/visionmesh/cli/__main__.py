@@ -1,0 +1,5 @@
+"""`python -m visionmesh.cli`."""
+
+from visionmesh.cli import main
+
+main()

@@ -1,0 +1,99 @@
+"""`mesh dlq`: what could not be processed, why, and sending it home."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from typing import Annotated
+
+import typer
+
+from visionmesh.cli.console import connect, fail
+
+app = typer.Typer(help="Dead letters: list, show, replay.", no_args_is_help=True)
+
+TopicArgument = Annotated[str, typer.Argument(help="A dead-letter topic, as `mesh dlq list` names it.")]
+
+
+@app.command("list")
+def list_letters(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line per topic.")] = False,
+) -> None:
+    """Count the dead letters of every topic, by reason."""
+    connect()
+    from rich.console import Console
+    from rich.table import Table
+
+    from visionmesh.settings import get_settings
+    from visionmesh.topics import dead_letter_topics
+    from visionmesh.worker.dead_letters import read_dead_letters
+
+    table = Table("topic", "waiting", "replayed", "reasons of those waiting")
+    for topic in dead_letter_topics():
+        letters = list(read_dead_letters(get_settings(), topic))
+        waiting = [letter for letter in letters if not letter.replayed]
+        reasons = Counter(letter.headers.get("x-error-code", "unknown") for letter in waiting)
+        if as_json:
+            row = {"topic": topic, "waiting": len(waiting), "replayed": len(letters) - len(waiting)}
+            sys.stdout.write(json.dumps({**row, "reasons": dict(reasons)}) + "\n")
+        text = ", ".join(f"{count} {code}" for code, count in reasons.most_common())
+        table.add_row(topic, str(len(waiting)), str(len(letters) - len(waiting)), text)
+    if not as_json:
+        Console().print(table)
+
+
+@app.command("show")
+def show(
+    topic: TopicArgument,
+    limit: Annotated[int, typer.Option(help="At most so many.")] = 20,
+    all_letters: Annotated[bool, typer.Option("--all", help="Also those that were replayed.")] = False,
+) -> None:
+    """Print dead letters with their reasons, one JSON line each."""
+    _check(topic)
+    connect()
+    from visionmesh.settings import get_settings
+    from visionmesh.worker.dead_letters import read_dead_letters
+
+    shown = 0
+    for letter in read_dead_letters(get_settings(), topic):
+        if letter.replayed and not all_letters:
+            continue
+        if shown == limit:
+            break
+        shown += 1
+        line = {
+            "partition": letter.partition,
+            "offset": letter.offset,
+            "replayed": letter.replayed,
+            "key": None if letter.key is None else letter.key.decode(errors="replace"),
+            "value": None if letter.value is None else letter.value.decode(errors="replace"),
+            "headers": dict(letter.headers),
+        }
+        sys.stdout.write(json.dumps(line) + "\n")
+
+
+@app.command("replay")
+def replay(
+    topic: TopicArgument,
+    limit: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Publish the original messages again to the topics they came from, each of them once."""
+    _check(topic)
+    connect()
+    from visionmesh.settings import get_settings
+    from visionmesh.worker import dead_letters
+
+    if not yes:
+        typer.confirm(f"Send the dead letters of {topic} back to where they came from?", abort=True)
+    count = dead_letters.replay(get_settings(), topic, limit=limit)
+    sys.stdout.write(f"{count} sent back\n")
+
+
+def _check(topic: str) -> None:
+    from visionmesh.topics import dead_letter_topics
+
+    if topic not in dead_letter_topics():
+        names = "\n  ".join(dead_letter_topics())
+        fail(f"{topic!r} is no dead-letter topic; there are\n  {names}", 2)

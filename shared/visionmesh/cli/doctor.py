@@ -1,0 +1,146 @@
+"""`mesh doctor`: what is reachable, what is wrong, what to do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from visionmesh.cli.console import connect, running
+
+if TYPE_CHECKING:
+    from visionmesh.settings import Settings
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. problem, advice: None when all is well."""
+
+    name: str
+    address: str
+    problem: str | None = None
+    advice: str | None = None
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line per finding.")] = False,
+) -> None:
+    """Look at every server and service; the exit status is 1 when anything is wrong."""
+    from rich.console import Console
+    from rich.table import Table
+
+    connect()
+    from visionmesh.settings import get_settings
+
+    state = running()
+    findings = [*_servers(get_settings()), *_services(state), *_capacity(state)]
+    table = Table("what", "where", "state", "what to do")
+    for finding in findings:
+        if as_json:
+            sys.stdout.write(json.dumps(asdict(finding)) + "\n")
+        table.add_row(finding.name, finding.address, finding.problem or "well", finding.advice or "")
+    if not as_json:
+        Console().print(table)
+    if any(finding.problem for finding in findings):
+        raise SystemExit(1)
+
+
+def _servers(settings: Settings) -> Iterator[Finding]:
+    from psycopg.conninfo import conninfo_to_dict
+
+    from visionmesh.database import Database
+    from visionmesh.kafka import KafkaPublisher
+    from visionmesh.object_store import S3ObjectStore
+
+    start = "start it (`mesh up`, or docker compose up) or set {}"
+    yield _ask(
+        "kafka",
+        settings.kafka_bootstrap,
+        lambda: KafkaPublisher(settings).ping(),
+        start.format("MESH_KAFKA_BOOTSTRAP"),
+    )
+    yield from _topics(settings)
+    yield _ask(
+        "object store",
+        settings.s3_endpoint,
+        lambda: S3ObjectStore.from_settings(settings).ping(),
+        start.format("MESH_S3_ENDPOINT, MESH_S3_ACCESS_KEY and MESH_S3_SECRET_KEY"),
+    )
+    # Only host, port and name: the address has a password.
+    parts = conninfo_to_dict(settings.postgres_dsn.get_secret_value())
+    where = f"{parts.get('host', '')}:{parts.get('port', '')}/{parts.get('dbname', '')}"
+    database = Database.from_settings(settings)
+    found = _ask("database", where, database.ping, start.format("MESH_POSTGRES_DSN"))
+    yield found
+    if found.problem is None:
+        yield _ask(
+            "schema", where, lambda: _schema(database), "run `python -m visionmesh.database migrate`"
+        )
+
+
+def _topics(settings: Settings) -> Iterator[Finding]:
+    """Whether every topic exists, and its lag; nothing when Kafka is away, which was said already."""
+    from visionmesh.errors import Unavailable
+    from visionmesh.kafka import partition_offsets
+    from visionmesh.topics import TOPICS
+
+    for topic in TOPICS:
+        for group in topic.consumers:
+            try:
+                lag = sum(partition.lag for partition in partition_offsets(settings, topic.name, group))
+            except Unavailable as error:
+                yield Finding(f"topic of {group}", topic.name, error.reason, "`mesh topics create`")
+                return
+            yield Finding(f"lag of {group}", f"{topic.name}: {lag} waiting")
+
+
+def _schema(database: Any) -> None:
+    with database.transaction() as connection:
+        connection.execute("SELECT 1 FROM task_outcomes LIMIT 1")
+
+
+def _services(state: dict[str, Any] | None) -> Iterator[Finding]:
+    from visionmesh.mesh import HOST, SERVICES, why_not_ready
+
+    if state is None:
+        replicas = [(service.name, f"http://{HOST}:{service.port}", 0) for service in SERVICES]
+    else:
+        replicas = [(one["service"], one["url"], one["restarts"]) for one in state["replicas"]]
+    for name, url, restarts in replicas:
+        problem = why_not_ready(url)
+        if problem is not None:
+            advice = "start it (`mesh up`)" if state is None else "read its log in .mesh/logs"
+            yield Finding(name, url, problem, advice)
+        elif restarts:
+            yield Finding(name, f"{url} (restarted {restarts} times)")
+        else:
+            yield Finding(name, url)
+
+
+def _capacity(state: dict[str, Any] | None) -> Iterator[Finding]:
+    from visionmesh.topics import PARTITIONS
+
+    counts = Counter(one["service"] for one in (state or {"replicas": []})["replicas"])
+    for service, count in counts.items():
+        if count > PARTITIONS and service != "ingest-api":
+            yield Finding(
+                f"scale of {service}",
+                f"{count} replicas",
+                f"only {PARTITIONS} have work: a topic has {PARTITIONS} partitions",
+                f"--scale {service}={PARTITIONS} at most",
+            )
+
+
+def _ask(name: str, address: str, question: Callable[[], None], advice: str) -> Finding:
+    from visionmesh.errors import Rejected, Unavailable
+
+    try:
+        question()
+    except (Unavailable, Rejected) as error:
+        return Finding(name, address, error.reason, advice)
+    return Finding(name, address)

@@ -1,0 +1,118 @@
+"""`mesh topics`: what lies in Kafka and how far its readers are."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any, Final
+
+import typer
+
+from visionmesh.cli.console import complain, connect, fail
+
+app = typer.Typer(help="Topics, groups and lag.", invoke_without_command=True)
+
+_SECONDS: Final = 5.0
+
+
+@app.callback()
+def list_topics(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line per topic and group.")] = False,
+) -> None:
+    """List topics with their partitions, messages, consumer groups and lag."""
+    if context.invoked_subcommand is not None:
+        return
+    connect()
+    from rich.console import Console
+    from rich.table import Table
+
+    from visionmesh.kafka import partition_offsets
+    from visionmesh.settings import get_settings
+    from visionmesh.topics import TOPICS
+    from visionmesh.worker.dead_letters import REPLAY_GROUP
+
+    readers = [(topic.name, group) for topic in TOPICS for group in topic.consumers]
+    readers += [(topic.dead_letters(group), REPLAY_GROUP) for topic in TOPICS for group in topic.consumers]
+    table = Table("topic", "partitions", "messages", "group", "lag")
+    for name, group in readers:
+        offsets = partition_offsets(get_settings(), name, group)
+        row: dict[str, Any] = {
+            "topic": name,
+            "partitions": len(offsets),
+            "messages": sum(partition.high - partition.low for partition in offsets),
+            "group": group,
+            "lag": sum(partition.lag for partition in offsets),
+        }
+        if as_json:
+            sys.stdout.write(json.dumps(row) + "\n")
+        table.add_row(*(str(value) for value in row.values()))
+    if not as_json:
+        Console().print(table)
+
+
+@app.command("create")
+def create() -> None:
+    """Create the topics of the table and their dead-letter topics; those that exist stay as they are."""
+    connect()
+    from visionmesh.kafka import create_topics
+    from visionmesh.settings import get_settings
+
+    created = create_topics(get_settings())
+    sys.stdout.write("".join(f"created {name}\n" for name in created) or "all topics exist\n")
+
+
+@app.command("tail")
+def tail(
+    topic: Annotated[str, typer.Argument(help="Name of a topic.")],
+    beginning: Annotated[bool, typer.Option("--from-beginning", help="Also what is there already.")] = False,
+    limit: Annotated[int | None, typer.Option(help="End after so many messages.")] = None,
+) -> None:
+    """Print messages as they arrive, one JSON line each; Ctrl-C ends it. Commits nothing."""
+    connect()
+    from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
+
+    from visionmesh.errors import Unavailable
+    from visionmesh.kafka import client_config
+    from visionmesh.settings import get_settings
+
+    config = client_config(get_settings())
+    # The client demands a group; nothing is ever committed for it.
+    consumer = Consumer(config | {"group.id": "mesh-topics-tail", "enable.auto.commit": False})
+    try:
+        metadata = consumer.list_topics(topic, timeout=_SECONDS).topics[topic]
+        if metadata.error is not None:
+            fail(f"There is no topic {topic!r}; `mesh topics` lists them.")
+        start = OFFSET_BEGINNING if beginning else OFFSET_END
+        consumer.assign([TopicPartition(topic, number, start) for number in metadata.partitions])
+        seen = 0
+        while limit is None or seen < limit:
+            message = consumer.poll(0.5)
+            if message is None:
+                continue
+            if message.error() is not None:
+                complain(str(message.error()))
+                continue
+            sys.stdout.write(json.dumps(_line(message)) + "\n")
+            sys.stdout.flush()
+            seen += 1
+    except KafkaException as error:
+        raise Unavailable("kafka", error.args[0].str()) from error
+    finally:
+        consumer.close()
+
+
+def _line(message: Any) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "partition": message.partition(),
+        "offset": message.offset(),
+        "key": _text(message.key()),
+        "value": _text(message.value()),
+    }
+    if message.headers():
+        line["headers"] = {name: _text(value) for name, value in message.headers()}
+    return line
+
+
+def _text(value: bytes | str | None) -> str | None:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,0 +1,188 @@
+"""`mesh up` and `mesh demo`: the servers, the services, and a first few pictures."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from visionmesh.cli.console import DIRECTORY, complain, fail
+from visionmesh.settings import ROOT
+
+if TYPE_CHECKING:
+    from visionmesh.mesh import Mesh
+
+SAMPLES: Final = ROOT / "samples"
+
+_READY_SECONDS: Final = 120.0
+_RESULT_SECONDS: Final = 60.0
+_POLL_SECONDS: Final = 0.005
+
+
+class StackName(StrEnum):
+    """Which servers stand behind the services."""
+
+    embedded = "embedded"
+    native = "native"
+
+
+class PortsName(StrEnum):
+    """Whether the first replica of a service owns its published port."""
+
+    seed = "seed"
+    free = "free"
+
+
+Stack = Annotated[StackName, typer.Option(help="embedded: Python packages only; native: the real servers.")]
+Scale = Annotated[list[str], typer.Option(help="Replicas of a service, e.g. classifier-fast=3; repeatable.")]
+Directory = Annotated[Path, typer.Option(help="For logs, data and the addresses other commands read.")]
+PortsOption = Annotated[PortsName, typer.Option(help="free: none of the published ports, for a second mesh.")]
+
+
+def up(
+    stack: Stack = StackName.embedded,
+    scale: Scale = [],  # noqa: B006 - how typer wants the default of a repeatable option
+    directory: Directory = DIRECTORY,
+    ports: PortsOption = PortsName.seed,
+) -> None:
+    """Start the servers and every service; Ctrl-C stops them all."""
+    with _until_signalled() as stopped, _mesh(stack, scale, directory, ports, stopped) as mesh:
+        if not stopped():
+            _print_addresses(mesh)
+            mesh.keep(stopped)
+        complain("stopping")
+
+
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="End when every sample has its results.")] = False,
+    stack: Stack = StackName.embedded,
+    scale: Scale = [],  # noqa: B006 - as above
+    directory: Directory = DIRECTORY,
+    ports: PortsOption = PortsName.seed,
+) -> None:
+    """Start the mesh, classify the sample pictures, and stay up."""
+    samples = sorted(path for path in SAMPLES.iterdir() if path.suffix in {".jpg", ".png"})
+    with _until_signalled() as stopped, _mesh(stack, scale, directory, ports, stopped) as mesh:
+        complete = _classify_samples(mesh, samples, stopped)
+        if not once and not stopped():
+            _print_addresses(mesh)
+            mesh.keep(stopped)
+    if once and not complete:
+        fail("Not every picture got its three labels.")
+
+
+@contextmanager
+def _until_signalled() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGINT or SIGTERM came; a second signal changes nothing."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _mesh(
+    stack: StackName, scale: list[str], directory: Path, ports: PortsName, stopped: Callable[[], bool]
+) -> Iterator[Mesh]:
+    """Everything up and ready; everything down at the end."""
+    from visionmesh import database, kafka
+    from visionmesh.mesh import Mesh, MeshError, parse_scale
+    from visionmesh.object_store import S3ObjectStore
+    from visionmesh.settings import get_settings
+    from visionmesh.stack import StackError, open_stack
+
+    directory = directory.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        replicas = parse_scale(scale)
+        if stack is StackName.native:
+            from visionmesh.stack.prepare import prepare_native
+
+            prepare_native(complain)
+        # Made before the servers start: a port that is taken is known at once.
+        mesh = Mesh(directory, scale=replicas, ports=ports.value, report=complain)
+        complain(f"starting the {stack.value} servers")
+        with open_stack(stack.value, directory / stack.value) as servers:
+            environment = servers.endpoints.environment()
+            # What this process does below, it does with the settings its children get.
+            os.environ.update(environment)
+            get_settings.cache_clear()
+            settings = get_settings()
+            database.migrate(settings.postgres_dsn.get_secret_value())
+            if stack is StackName.native:
+                kafka.create_topics(settings)
+            S3ObjectStore.from_settings(settings).ensure_buckets()
+            complain("starting the services")
+            with mesh.started(environment):
+                mesh.wait_until_ready(_READY_SECONDS, stopped)
+                yield mesh
+    except (MeshError, StackError) as error:
+        fail(str(error))
+
+
+def _print_addresses(mesh: Mesh) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("service", "address", "log", title="visionmesh is up; Ctrl-C stops it")
+    for replica in mesh.replicas:
+        table.add_row(replica.name, replica.url, str(replica.log))
+    console = Console()
+    console.print(table)
+    url = mesh.url_of("ingest-api")
+    console.print(f'Try: curl -F "file=@samples/cat.jpg" {url}/upload', soft_wrap=True, highlight=False)
+
+
+def _classify_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], bool]) -> bool:
+    """Uploads every sample, waits, prints the table; whether every result arrived."""
+    import httpx
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("picture", "fast", "balanced", "accurate", "upload to result")
+    complete = True
+    with httpx.Client(base_url=mesh.url_of("ingest-api"), timeout=10) as client:
+        for sample in samples:
+            if stopped():
+                break
+            began = time.perf_counter()
+            answer = client.post("/upload", files={"file": (sample.name, sample.read_bytes())})
+            if answer.status_code != 202:
+                table.add_row(sample.name, "-", "-", "-", f"refused: {answer.text}")
+                complete = False
+                continue
+            found = _result(client, answer.json()["image_id"], mesh, stopped)
+            took = time.perf_counter() - began
+            labels = {item["classifier"]: item for item in found["predictions"]}
+            complete = complete and found["status"] == "done" and len(labels) == 3
+            cells = [
+                f"{labels[name]['label']} {labels[name]['confidence']:.0%}" if name in labels else "-"
+                for name in ("fast", "balanced", "accurate")
+            ]
+            end = f"{took * 1000:.0f} ms" if found["status"] == "done" else (found["error"] or "no result")
+            table.add_row(sample.name, *cells, end)
+    Console().print(table)
+    return complete and not stopped()
+
+
+def _result(client: Any, image_id: str, mesh: Mesh, stopped: Callable[[], bool]) -> dict[str, Any]:
+    deadline = time.monotonic() + _RESULT_SECONDS
+    while True:
+        found: dict[str, Any] = client.get(f"/predictions/{image_id}").json()
+        if found["status"] != "processing" or stopped() or time.monotonic() > deadline:
+            return found
+        mesh.tend()
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,107 @@
+"""`mesh upload`: pictures in through the one door, and what became of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from visionmesh.cli.console import fail, ingest_url
+
+if TYPE_CHECKING:
+    import httpx
+
+# Uploads under way at once: enough to hide the round trips, few enough for one small server.
+_PARALLEL: Final = 4
+_POLL_SECONDS: Final = 0.05
+
+
+def upload(
+    files: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    url: Annotated[str | None, typer.Option(help="ingest-api; the running mesh's when absent.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="What to do, e.g. classify,qr; everything when absent.")] = None,
+    image_id: Annotated[str | None, typer.Option(help="Your own id, for one file; repeating is safe.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the results.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the results of one file.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line per file.")] = False,
+) -> None:
+    """Upload pictures; with --wait print their labels."""
+    import httpx
+    from rich.console import Console
+    from rich.progress import Progress
+
+    if image_id is not None and len(files) > 1:
+        fail("--image-id names one picture; upload one file at a time with it.", 2)
+    base = url or ingest_url()
+    form = {name: value for name, value in (("tasks", tasks), ("image_id", image_id)) if value is not None}
+
+    def one(file: Path) -> dict[str, Any]:
+        answer = _upload(client, file, form)
+        if wait and "image_id" in answer:
+            answer |= _wait(client, answer["image_id"], timeout)
+        return {"file": str(file), **answer}
+
+    failed = False
+    try:
+        with (
+            httpx.Client(base_url=base, timeout=httpx.Timeout(30, write=300)) as client,
+            ThreadPoolExecutor(_PARALLEL) as pool,
+            Progress(console=Console(stderr=True), transient=True) as progress,
+        ):
+            for answer in progress.track(pool.map(one, files), total=len(files), description="uploading"):
+                failed = failed or "error_code" in answer or answer.get("status") in ("failed", "processing")
+                _print(answer, as_json=as_json, waited=wait)
+    except httpx.ConnectError as error:
+        fail(f"Nothing answers on {base} ({error}); start the mesh with `mesh up` or name it with --url.")
+    except httpx.TransportError as error:
+        fail(f"{base} broke off: {error!r}")
+    if failed:
+        raise SystemExit(1)
+
+
+def _upload(client: httpx.Client, file: Path, form: dict[str, str]) -> dict[str, Any]:
+    """The server's answer, or `error` and `error_code`."""
+    try:
+        with file.open("rb") as stream:
+            response = client.post("/upload", data=form, files={"file": (file.name, stream)})
+    except OSError as error:
+        return {"error": error.strerror or str(error), "error_code": "unreadable_file"}
+    try:
+        answer = dict(response.json())
+    except ValueError:
+        return {"error": f"{response.status_code} {response.text[:200]}", "error_code": "not_the_mesh"}
+    if "code" in answer:
+        return {"error": answer["error"], "error_code": answer["code"]}
+    return answer
+
+
+def _wait(client: httpx.Client, image_id: str, seconds: float) -> dict[str, Any]:
+    deadline = time.monotonic() + seconds
+    while True:
+        found: dict[str, Any] = client.get(f"/predictions/{image_id}").json()
+        if found.get("status") != "processing" or time.monotonic() > deadline:
+            return {name: found.get(name) for name in ("status", "error", "predictions")}
+        time.sleep(_POLL_SECONDS)
+
+
+def _print(answer: dict[str, Any], *, as_json: bool, waited: bool) -> None:
+    if as_json:
+        text = json.dumps(answer)
+    elif "error_code" in answer:
+        text = f"{answer['file']}: {answer['error']} ({answer['error_code']})"
+    elif not waited:
+        text = f"{answer['file']}: {answer['image_id']}"
+    elif answer["status"] != "done":
+        text = f"{answer['file']}: {answer['image_id']} {answer['status']}: {answer['error'] or 'still working'}"
+    else:
+        labels = ", ".join(
+            f"{item['classifier']} {item['label']} {item['confidence']:.0%}" for item in answer["predictions"]
+        )
+        text = f"{answer['file']}: {answer['image_id']} {labels}"
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

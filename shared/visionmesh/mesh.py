@@ -1,0 +1,364 @@
+"""The mesh on one machine: every service as a child process.
+
+`Mesh` starts the replicas, restarts what crashes, knows the addresses and stops everything within a
+budget. It has no thread of its own: whoever holds it calls `tend` a few times a second. The servers
+around the services (Kafka, object store, Postgres) are the stack's business, not the supervisor's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from visionmesh.stack import tether
+
+HOST: Final = "127.0.0.1"
+
+Ports = Literal["seed", "free"]
+
+
+@dataclass(frozen=True)
+class Service:
+    """One row of the table of services.
+
+    port: the published port, owned by the first replica. environment: what tells instances of one
+    package apart.
+    """
+
+    name: str
+    package: str
+    port: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+SERVICES: Final = (
+    Service("ingest-api", "ingest_api", 8001),
+    Service("feature-extractor", "feature_extractor", 8006),
+    Service("classifier-fast", "classifier", 8003, {"MESH_CLASSIFIER": "fast"}),
+    Service("classifier-balanced", "classifier", 8005, {"MESH_CLASSIFIER": "balanced"}),
+    Service("classifier-accurate", "classifier", 8004, {"MESH_CLASSIFIER": "accurate"}),
+)
+
+# A replica that lived this long was healthy: its next crash is a first one again.
+_HEALTHY_SECONDS: Final = 30.0
+_FIRST_PAUSE_SECONDS: Final = 0.5
+_LONGEST_PAUSE_SECONDS: Final = 15.0
+
+# Above the services' own shutdown budget (`worker_shutdown_seconds`), so that they end by themselves.
+STOP_SECONDS: Final = 12.0
+
+_TEND_SECONDS: Final = 0.05
+_PROBE_SECONDS: Final = 2.0
+
+
+class MeshError(Exception):
+    """The mesh can't start or can't go on; the text says why and what to do."""
+
+
+def parse_scale(texts: list[str]) -> dict[str, int]:
+    """`["classifier-fast=3"]` → replicas per service. Raises `MeshError` for what is not understood."""
+    known = {service.name for service in SERVICES}
+    scale = {}
+    for text in texts:
+        name, _, count = text.partition("=")
+        if name not in known:
+            raise MeshError(f"There is no service {name!r} to scale; there are {', '.join(sorted(known))}.")
+        if not count.isdecimal():
+            raise MeshError(f"{text!r} is not understood; write for example --scale {name}=3.")
+        scale[name] = int(count)
+    return scale
+
+
+class Replica:
+    """One process of a service, restarted with growing pauses whenever it ends by itself."""
+
+    def __init__(self, service: Service, number: int, port: int, log: Path) -> None:
+        self.service = service
+        self.number = number
+        self.port = port
+        self.log = log
+        self.restarts = 0
+        self._environment: dict[str, str] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+        self._start_again_at = 0.0
+        self._pause = _FIRST_PAUSE_SECONDS
+
+    @property
+    def name(self) -> str:
+        """`classifier-fast-2`: the service and the number of the replica, counted from 1."""
+        return f"{self.service.name}-{self.number}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, None while the replica waits to be started again."""
+        return None if self._process is None else self._process.pid
+
+    def start(self, environment: Mapping[str, str]) -> None:
+        self._environment = {
+            **environment,
+            **self.service.environment,
+            "MESH_HTTP_HOST": HOST,
+            "MESH_HTTP_PORT": str(self.port),
+        }
+        self._spawn()
+
+    def _spawn(self) -> None:
+        # SIGTERM when the supervisor dies, however it dies.
+        tied = [sys.executable, "-I", "-S", tether.__file__, str(int(signal.SIGTERM)), str(os.getpid())]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*tied, sys.executable, "-m", self.service.package],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A session of its own: Ctrl-C in the terminal reaches only the supervisor, which stops
+                # the services in order, and what a service started itself can be ended with it.
+                start_new_session=True,
+            )
+        self._started_at = time.monotonic()
+
+    def tend(self) -> int | None:
+        """Starts the process again when it ended and its pause is over; returns the status of one that
+        just ended."""
+        now = time.monotonic()
+        if self._process is None:
+            if now >= self._start_again_at:
+                self._spawn()
+            return None
+        status = self._process.poll()
+        if status is None:
+            return None
+        self._end_group()
+        self._process = None
+        self.restarts += 1
+        if now - self._started_at > _HEALTHY_SECONDS:
+            self._pause = _FIRST_PAUSE_SECONDS
+        self._start_again_at = now + self._pause
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+        return status
+
+    def ask_to_stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def stop(self, seconds: float) -> bool:
+        """Waits up to `seconds` for the end, then kills; whether it ended by itself."""
+        if self._process is None:
+            return True
+        try:
+            self._process.wait(seconds)
+            return True
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            self._end_group()
+            self._process.wait()
+            self._process = None
+
+    def last_lines(self, count: int = 5) -> str:
+        """The end of the replica's log, for people."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(max(0, self.log.stat().st_size - 8192))
+                return "\n".join(log.read().decode(errors="replace").splitlines()[-count:])
+        except OSError:
+            return ""
+
+    def _end_group(self) -> None:
+        """Ends whatever the process left behind in its session."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+class Mesh:
+    """All replicas of all services.
+
+    directory: where logs and `running.json` go. ports: `seed` gives the first replica of a service its
+    published port, `free` gives none.
+
+    Raises `MeshError` when a published port is taken.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        scale: Mapping[str, int] | None = None,
+        ports: Ports = "seed",
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._connection: dict[str, str] = {}
+        self._directory = directory
+        self._report = report
+        logs = directory / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        taken: set[int] = {service.port for service in SERVICES}
+        self.replicas: list[Replica] = []
+        for service in SERVICES:
+            for number in range(1, (scale or {}).get(service.name, 1) + 1):
+                if number == 1 and ports == "seed":
+                    port = service.port
+                    _refuse_taken(port, service.name)
+                else:
+                    port = _free_port(taken)
+                log = logs / f"{service.name}-{number}.log"
+                log.unlink(missing_ok=True)
+                self.replicas.append(Replica(service, number, port, log))
+
+    @contextlib.contextmanager
+    def started(self, environment: Mapping[str, str]) -> Iterator[None]:
+        """All replicas as running processes; none of them after the block.
+
+        environment: the settings that connect the services to the servers of a stack.
+        """
+        self._connection = dict(environment)
+        inherited = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
+        try:
+            for replica in self.replicas:
+                replica.start(inherited)
+            self.tend()
+            yield
+        finally:
+            self.stop()
+
+    def tend(self) -> None:
+        """Restarts what ended; to be called a few times a second. Keeps `running.json` true."""
+        for replica in self.replicas:
+            status = replica.tend()
+            if status is not None:
+                self._report(
+                    f"{replica.name} ended {_describe(status)} and is started again; "
+                    f"its log is {replica.log}:\n{replica.last_lines()}"
+                )
+        self._write_running()
+
+    def wait_until_ready(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
+        """Returns when every replica answers `/ready` with 200, or when `stop` says so.
+
+        Raises `MeshError` with each laggard's own reason when that takes longer than `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        waiting = {replica.name: (replica, "was not asked yet") for replica in self.replicas}
+        while waiting and not stop():
+            self.tend()
+            for replica, _ in list(waiting.values()):
+                why = why_not_ready(replica.url)
+                if why is None:
+                    del waiting[replica.name]
+                else:
+                    waiting[replica.name] = (replica, why)
+            if waiting and time.monotonic() > deadline:
+                reasons = "\n".join(
+                    f"{name}: {why}\n{replica.last_lines()}" for name, (replica, why) in waiting.items()
+                )
+                raise MeshError(f"Not ready after {seconds:.0f} s:\n{reasons}")
+            time.sleep(_TEND_SECONDS)
+
+    def keep(self, stop: Callable[[], bool]) -> None:
+        """Tends the replicas until `stop` says so."""
+        while not stop():
+            self.tend()
+            time.sleep(_TEND_SECONDS)
+
+    def url_of(self, service: str) -> str:
+        """The address of a service's first replica."""
+        return next(replica.url for replica in self.replicas if replica.service.name == service)
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Ends every process: SIGTERM to all at once, SIGKILL to what is left after `seconds`."""
+        deadline = time.monotonic() + seconds
+        for replica in self.replicas:
+            replica.ask_to_stop()
+        for replica in self.replicas:
+            if not replica.stop(max(0.0, deadline - time.monotonic())):
+                self._report(f"{replica.name} had not ended after {seconds:.0f} s and was killed.")
+        running_file(self._directory).unlink(missing_ok=True)
+
+    def _write_running(self) -> None:
+        state = {
+            "pid": os.getpid(),
+            "environment": self._connection,
+            "replicas": [
+                {
+                    "service": replica.service.name,
+                    "number": replica.number,
+                    "url": replica.url,
+                    "pid": replica.pid,
+                    "restarts": replica.restarts,
+                }
+                for replica in self.replicas
+            ],
+        }
+        path = running_file(self._directory)
+        text = json.dumps(state, indent=2)
+        if path.exists() and path.read_text() == text:
+            return
+        # Written beside and renamed, so that no reader sees half of it; it holds the stack's secrets.
+        draft = path.with_suffix(".new")
+        draft.touch(mode=0o600)
+        draft.write_text(text)
+        draft.replace(path)
+
+
+def running_file(directory: Path) -> Path:
+    """Where a running mesh writes down its addresses, for the other commands."""
+    return directory / "running.json"
+
+
+def why_not_ready(url: str) -> str | None:
+    """None when `GET /ready` answers 200, else why not, in words."""
+    try:
+        with urllib.request.urlopen(f"{url}/ready", timeout=_PROBE_SECONDS):
+            return None
+    except urllib.error.HTTPError as error:
+        return f"/ready answers {error.code}: {error.read(2000).decode(errors='replace')}"
+    except urllib.error.URLError as error:
+        return f"nothing answers on {url} ({error.reason})"
+    except (OSError, ValueError) as error:
+        return f"{url} answers in no way that is understood ({error})"
+
+
+def _refuse_taken(port: int, service: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise MeshError(
+                f"Port {port}, which belongs to {service}, is taken by another process (another mesh?). "
+                "Stop that one, or use --ports free."
+            ) from None
+
+
+def _free_port(taken: set[int]) -> int:
+    """A port that nothing listens on and that no other replica was given."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            port = int(probe.getsockname()[1])
+        if port not in taken:
+            taken.add(port)
+            return port
+
+
+def _describe(status: int) -> str:
+    return f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
