@@ -10,12 +10,15 @@ import time
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Final, Protocol, Self, cast
 
 import urllib3
 from minio import Minio
+from minio.credentials.credentials import Credentials
 from minio.datatypes import Part
 from minio.error import InvalidResponseError, MinioException, S3Error
+from minio.helpers import DictType
 from urllib3.exceptions import HTTPError
 
 from visionmesh.errors import Rejected, Unavailable
@@ -32,6 +35,9 @@ CONNECT_TIMEOUT_SECONDS: Final = 2.0
 READ_TIMEOUT_SECONDS: Final = 10.0
 # Threads that may use the client at once without opening connections that are thrown away after use.
 POOLED_CONNECTIONS: Final = 32
+
+# What a signed request says of its body.
+_SHA256_HEADER: Final = "x-amz-content-sha256"
 
 # The object that the message names is not there.
 _NOT_FOUND: Final = frozenset({"NoSuchKey", "NoSuchBucket"})
@@ -58,9 +64,12 @@ class ObjectStore(Protocol):
     def get(self, minio_path: str, *, max_bytes: int) -> bytes:
         """The object's bytes. Raises `Rejected` with code `object_not_found` or `too_many_bytes`."""
 
-    def put(self, minio_path: str, chunks: Iterable[bytes], *, media_type: str) -> int:
+    def put(
+        self, minio_path: str, chunks: Iterable[bytes], *, media_type: str, sha256: str | None = None
+    ) -> int:
         """Stores what `chunks` yields, holding a few MiB of it at a time, and returns its length in bytes.
 
+        sha256: hex digest of all of it, where the caller knows it; the server then checks against that one.
         Nothing is stored when `chunks` raises; its exception leaves as it is.
         """
 
@@ -94,6 +103,20 @@ def split_path(minio_path: str, allowed_buckets: Collection[str]) -> tuple[str, 
     return bucket, key
 
 
+class _Client(Minio):
+    """Does not hash a body again whose digest is in the headers: that is a third of the work of a put."""
+
+    def _build_headers(
+        self, host: str, headers: DictType | None = None, body: bytes | None = None,
+        creds: Credentials | None = None,
+    ) -> tuple[DictType, datetime]:  # fmt: skip
+        known = None if headers is None else headers.pop(_SHA256_HEADER, None)
+        if known is None or body is None:
+            return super()._build_headers(host, headers, body, creds)
+        built, date = super()._build_headers(host, headers, None, creds)
+        return built | {_SHA256_HEADER: known, "Content-Length": str(len(body))}, date
+
+
 class S3ObjectStore:
     """`ObjectStore` on the `minio` client, for many threads at once."""
 
@@ -108,7 +131,7 @@ class S3ObjectStore:
     ) -> None:
         """Opens nothing yet. `endpoint` is host:port."""
         self._allowed = tuple(allowed_buckets)
-        self._client = Minio(
+        self._client = _Client(
             endpoint,
             access_key=access_key,
             secret_key=secret_key,
@@ -133,7 +156,7 @@ class S3ObjectStore:
 
     def get(self, minio_path: str, *, max_bytes: int) -> bytes:
         bucket, key = split_path(minio_path, self._allowed)
-        with _call("get"):
+        with _call("get", minio_path):
             response = self._client.get_object(bucket, key)
             try:
                 data = response.read(max_bytes + 1)
@@ -145,15 +168,19 @@ class S3ObjectStore:
                 response.release_conn()
         return data
 
-    def put(self, minio_path: str, chunks: Iterable[bytes], *, media_type: str) -> int:
+    def put(
+        self, minio_path: str, chunks: Iterable[bytes], *, media_type: str, sha256: str | None = None
+    ) -> int:
         bucket, key = split_path(minio_path, self._allowed)
         parts = _Parts(chunks)
         # The client's own `put_object` holds a part up to five times over when the length is not known.
-        with _call("put"):
+        with _call("put", minio_path), self._making_bucket(bucket):
             parts.advance()
             if parts.ended:
                 with parts.current() as part:
-                    headers: dict[str, str | list[str] | tuple[str]] = {"Content-Type": media_type}
+                    headers: DictType = {"Content-Type": media_type}
+                    if sha256 is not None:
+                        headers[_SHA256_HEADER] = sha256
                     self._client._put_object(bucket, key, _as_bytes(part), headers)
             else:
                 self._put_parts(bucket, key, parts, media_type)
@@ -178,7 +205,7 @@ class S3ObjectStore:
 
     def delete(self, minio_path: str) -> None:
         bucket, key = split_path(minio_path, self._allowed)
-        with _call("delete"):
+        with _call("delete", minio_path):
             self._client.remove_object(bucket, key)
 
     def ensure_buckets(self) -> None:
@@ -192,6 +219,18 @@ class S3ObjectStore:
             for bucket in self._allowed:
                 if not self._client.bucket_exists(bucket):
                     raise Unavailable("object_store", f"bucket {bucket!r} does not exist")
+
+    @contextmanager
+    def _making_bucket(self, bucket: str) -> Iterator[None]:
+        """Makes the bucket if that was missing: the server is new or lost its disk. The chunks are spent,
+        so the call fails all the same, and the next one works.
+        """
+        try:
+            yield
+        except S3Error as error:
+            if error.code == "NoSuchBucket":
+                self._make_bucket(bucket)
+            raise
 
     def _make_bucket(self, bucket: str) -> None:
         try:
@@ -256,13 +295,13 @@ def _as_bytes(part: memoryview) -> bytes:
 
 
 @contextmanager
-def _call(operation: str) -> Iterator[None]:
+def _call(operation: str, minio_path: str = "") -> Iterator[None]:
     """Times one call and turns the client's exceptions into outcomes of the mesh."""
     start = time.perf_counter()
     try:
         yield
     except S3Error as error:
-        raise _outcome(error, operation) from error
+        raise _outcome(error, operation, minio_path) from error
     except InvalidResponseError as error:
         # Its text holds the whole body, for example the page of a proxy.
         raise Unavailable("object_store", str(error)[:200]) from error
@@ -272,9 +311,9 @@ def _call(operation: str) -> Iterator[None]:
         OBJECT_STORE_SECONDS.labels(operation).observe(time.perf_counter() - start)
 
 
-def _outcome(error: S3Error, operation: str) -> Rejected | Unavailable:
+def _outcome(error: S3Error, operation: str, minio_path: str) -> Rejected | Unavailable:
     if operation == "get" and error.code in _NOT_FOUND:
-        return object_not_found(f"{error.bucket_name}/{error.object_name}")
+        return object_not_found(minio_path)
     if error.code in _BAD_NAME:
         return Rejected("bad_path", f"the object store refuses the name: {error.message}")
     # Overload; and also refused credentials or access, or no bucket to put into: that is not the message.

@@ -1,0 +1,45 @@
+"""The servers behind the tests: started once, embedded or native (`--stack native`, MESH_TEST_STACK)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from visionmesh.database import migrate
+from visionmesh.stack import Stack, open_stack
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--stack",
+        choices=["embedded", "native"],
+        default=os.environ.get("MESH_TEST_STACK", "embedded"),
+        help="the servers behind the tests; tests marked `native` are left out on the embedded ones",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--stack") == "native":
+        return
+    leave_out = pytest.mark.skip(reason="needs --stack native")
+    for item in items:
+        if item.get_closest_marker("native"):
+            item.add_marker(leave_out)
+
+
+@pytest.fixture(scope="session")
+def session_stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """One stack for the whole run. A test that stops one of its servers starts it again."""
+    with open_stack(request.config.getoption("--stack"), tmp_path_factory.mktemp("stack")) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def postgres_dsn(session_stack: Stack) -> str:
+    """A database with the schema of today."""
+    migrate(session_stack.endpoints.postgres_dsn)
+    return session_stack.endpoints.postgres_dsn

@@ -1,0 +1,111 @@
+"""The schema: made once by however many callers, from a checkout and from an image's folders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from visionmesh.database import MIGRATIONS, migrate
+from visionmesh.errors import Unavailable
+from visionmesh.settings import ROOT
+from visionmesh.stack import Stack
+
+TABLES = {"images", "image_features", "predictions", "task_outcomes"}
+
+
+@pytest.fixture
+def bare_dsn(session_stack: Stack) -> Iterator[str]:
+    """A database without a schema."""
+    name = f"bare_{uuid.uuid4().hex[:8]}"
+    dsn = session_stack.endpoints.postgres_dsn
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield psycopg.conninfo.make_conninfo(dsn, dbname=name)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def tables(dsn: str) -> set[str]:
+    with psycopg.connect(dsn) as connection:
+        rows = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    return {name for (name,) in rows}
+
+
+def command(dsn: str, *options: str, root: Path = ROOT) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "visionmesh.database", "migrate", *options],
+        env={**os.environ, "MESH_POSTGRES_DSN": dsn, "PYTHONPATH": str(root / "shared")},
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_migrating_makes_the_tables_and_a_second_time_nothing(bare_dsn: str) -> None:
+    migrate(bare_dsn)
+    assert tables(bare_dsn) == {*TABLES, "alembic_version"}
+    with psycopg.connect(bare_dsn) as connection:
+        connection.execute(
+            "INSERT INTO images (image_id, minio_path, sha256, bytes, media_type)"
+            " VALUES ('a', 'b/c', '', 1, '')"
+        )
+    migrate(bare_dsn)
+    with psycopg.connect(bare_dsn) as connection:
+        assert connection.execute("SELECT count(*) FROM images").fetchone() == (1,)
+
+
+def test_concurrent_migrations_all_succeed(bare_dsn: str) -> None:
+    processes = [command(bare_dsn) for _ in range(3)]
+    for process in processes:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+    assert tables(bare_dsn) == {*TABLES, "alembic_version"}
+
+
+def test_an_image_that_holds_only_shared_and_deploy_can_migrate(bare_dsn: str, tmp_path: Path) -> None:
+    leave_out = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "shared", tmp_path / "shared", ignore=leave_out)
+    shutil.copytree(MIGRATIONS, tmp_path / "deploy" / "postgres" / "migrations", ignore=leave_out)
+    process = command(bare_dsn, root=tmp_path)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert tables(bare_dsn) >= TABLES
+
+
+def test_a_migration_that_fails_leaves_nothing_half_done(bare_dsn: str) -> None:
+    with psycopg.connect(bare_dsn) as connection:
+        connection.execute("CREATE TABLE predictions (other text)")
+    with pytest.raises(psycopg.errors.DuplicateTable):
+        migrate(bare_dsn)
+    assert tables(bare_dsn) == {"predictions"}
+
+
+def test_a_server_that_starts_late_is_waited_for(session_stack: Stack, bare_dsn: str) -> None:
+    session_stack.postgres.stop()
+    try:
+        process = command(bare_dsn)
+    finally:
+        session_stack.postgres.start()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert tables(bare_dsn) >= TABLES
+
+
+def test_an_absent_server_is_an_error_that_says_so() -> None:
+    nowhere = "postgresql://mesh@127.0.0.1:1/mesh"
+    with pytest.raises(Unavailable, match="port 1 failed"):
+        migrate(nowhere, wait_seconds=0.01)
+    process = command(nowhere, "--wait-seconds", "0.01")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "database: connection failed" in output
+    assert "Traceback" not in output

@@ -1,0 +1,520 @@
+"""One suite for `ResultStore` and `Images`, on the double and on Postgres; then what only Postgres has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+
+import psycopg
+import pytest
+
+from visionmesh.database import Database
+from visionmesh.errors import Rejected, Unavailable
+from visionmesh.results import (
+    FeaturesRow,
+    ImageRow,
+    Images,
+    OutcomeRow,
+    PostgresImages,
+    PostgresResultStore,
+    PredictionRow,
+    ResultStore,
+    Row,
+)
+from visionmesh.stack import Stack
+from visionmesh.testing.results import MemoryImages, MemoryResultStore
+
+LABELS = ("cat", "dog", "ship")
+TABLES = ("images", "image_features", "predictions", "task_outcomes")
+
+
+@dataclass
+class Stores:
+    """A store, what reads it, all that stands in it, and a way to take the server away for a while."""
+
+    results: ResultStore
+    images: Images
+    dump: Callable[[], object]
+    away: Callable[[], AbstractContextManager[None]]
+
+
+def memory_stores() -> Stores:
+    results = MemoryResultStore()
+    images = MemoryImages(results)
+
+    @contextmanager
+    def away() -> Iterator[None]:
+        results.available = images.available = False
+        yield
+        results.available = images.available = True
+
+    return Stores(
+        results,
+        images,
+        lambda: repr(
+            (images.images(limit=1000), results.features(), results.predictions(), results.outcomes())
+        ),
+        away,
+    )
+
+
+def dump(dsn: str) -> list[object]:
+    with psycopg.connect(dsn) as connection:
+        return [connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in TABLES]
+
+
+@pytest.fixture
+def empty_dsn(postgres_dsn: str) -> str:
+    with psycopg.connect(postgres_dsn) as connection:
+        connection.execute(f"TRUNCATE {', '.join(TABLES)}")
+    return postgres_dsn
+
+
+@pytest.fixture
+def database(empty_dsn: str) -> Iterator[Database]:
+    with Database(empty_dsn) as database:
+        yield database
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def stores(request: pytest.FixtureRequest) -> Stores:
+    if request.param == "memory":
+        return memory_stores()
+    stack: Stack = request.getfixturevalue("session_stack")
+    dsn: str = request.getfixturevalue("empty_dsn")
+    database: Database = request.getfixturevalue("database")
+
+    @contextmanager
+    def away() -> Iterator[None]:
+        stack.postgres.stop()
+        try:
+            yield
+        finally:
+            stack.postgres.start()
+
+    return Stores(PostgresResultStore(database), PostgresImages(database), lambda: dump(dsn), away)
+
+
+def features(image_id: str, *values: float, model: str = "extractor@1") -> FeaturesRow:
+    return FeaturesRow(image_id, values or (0.5, -1.25, 3.0), model)
+
+
+def prediction(image_id: str, classifier: str = "fast", label: str = "cat") -> PredictionRow:
+    return PredictionRow(image_id, classifier, label, 0.5, LABELS, (0.5, 0.25, 0.25), "forest", "1", 1.5)
+
+
+def image(image_id: str, sha256: str = "aa") -> ImageRow:
+    return ImageRow(image_id, f"raw-images/{image_id}.jpg", sha256, 123, "image/jpeg", 32, 16, ("classify",))
+
+
+def all_rows(image_id: str) -> list[Row]:
+    return [
+        features(image_id),
+        prediction(image_id),
+        prediction(image_id, "accurate", "dog"),
+        OutcomeRow(image_id, "feature-extractor", "done"),
+        OutcomeRow(image_id, "classifier-fast", "failed", "bad_count: 19 descriptors"),
+    ]
+
+
+# Results
+
+
+def test_what_is_saved_is_read(stores: Stores) -> None:
+    stores.results.save(all_rows("a") + all_rows("b"))
+    found = stores.images.results("a")
+    assert found is not None
+    assert found.image is None
+    assert found.features is not None
+    assert found.features.descriptors == (0.5, -1.25, 3.0)
+    assert [(row.classifier, row.label) for row in found.predictions] == [
+        ("accurate", "dog"),
+        ("fast", "cat"),
+    ]
+    assert found.predictions[0].labels == LABELS
+    assert found.predictions[0].probabilities == (0.5, 0.25, 0.25)
+    assert found.predictions[0].created_at.tzinfo is not None
+    assert [(row.worker, row.state, row.error, row.attempt) for row in found.outcomes] == [
+        ("classifier-fast", "failed", "bad_count: 19 descriptors", 1),
+        ("feature-extractor", "done", None, 1),
+    ]
+    assert all(row.finished_at is not None for row in found.outcomes)
+
+
+def test_nothing_is_known_of_an_unknown_image(stores: Stores) -> None:
+    stores.results.save(all_rows("a"))
+    assert stores.images.results("b") is None
+    assert stores.images.image("b") is None
+
+
+def test_saving_twice_leaves_the_same_tables(stores: Stores) -> None:
+    rows = all_rows("a") + all_rows("b")
+    stores.results.begin("feature-extractor", ["a", "b"])
+    stores.results.save(rows)
+    before = stores.dump()
+    stores.results.save(rows)
+    stores.results.save(rows[::-1])
+    assert stores.dump() == before
+
+
+def test_a_replay_with_another_model_takes_its_place(stores: Stores) -> None:
+    stores.results.save([features("a", 1.0), prediction("a", label="cat")])
+    first = stores.images.results("a")
+    stores.results.save([features("a", 2.0, 3.0, model="extractor@2"), prediction("a", label="dog")])
+    second = stores.images.results("a")
+    assert first is not None
+    assert first.features is not None
+    assert second is not None
+    assert second.features == replace(first.features, descriptors=(2.0, 3.0), model="extractor@2")
+    assert second.predictions == (replace(first.predictions[0], label="dog"),)
+
+
+def test_of_one_key_in_one_batch_the_last_row_stays(stores: Stores) -> None:
+    stores.results.save(
+        [
+            features("b", 1.0),
+            features("a", 1.0),
+            features("b", 2.0),
+            prediction("a"),
+            prediction("a", label="dog"),
+        ]
+    )
+    a, b = stores.images.results("a"), stores.images.results("b")
+    assert a is not None
+    assert b is not None
+    assert b.features is not None
+    assert b.features.descriptors == (2.0,)
+    assert [row.label for row in a.predictions] == ["dog"]
+
+
+def test_rows_of_different_widths_keep_their_own_values(stores: Stores) -> None:
+    widths = {f"i{width}": tuple(float(n) for n in range(width)) for width in range(6)}
+    stores.results.save([FeaturesRow(image_id, values, "m@1") for image_id, values in widths.items()])
+    for image_id, values in widths.items():
+        found = stores.images.results(image_id)
+        assert found is not None
+        assert found.features is not None
+        assert found.features.descriptors == values
+
+
+def test_numbers_are_float32_and_none_is_refused(stores: Stores) -> None:
+    stores.results.save([features("a", 0.1, 1e-50, 1e300, math.inf, math.nan)])
+    found = stores.images.results("a")
+    assert found is not None
+    assert found.features is not None
+    tenth, tiny, huge, infinite, nan = found.features.descriptors
+    assert tenth == pytest.approx(0.1, rel=1e-6)
+    assert (tiny, huge, infinite) == (0.0, math.inf, math.inf)
+    assert math.isnan(nan)
+
+
+def test_a_reason_may_hold_any_text(stores: Stores) -> None:
+    stores.results.save([OutcomeRow("a", "w", "failed", "bad: \0 \ud800 'quoted' \\ {}, \u20ac")])
+    found = stores.images.results("a")
+    assert found is not None
+    assert found.outcomes[0].error == "bad: \ufffd ? 'quoted' \\ {}, \u20ac"
+
+
+def test_saving_nothing_is_fine(stores: Stores) -> None:
+    stores.results.save([])
+    stores.results.begin("w", [])
+    stores.results.withdraw("w", [])
+    assert stores.results.interrupted("w", []) == []
+
+
+# Attempts
+
+
+def test_attempts_add_up_until_an_end_is_saved(stores: Stores) -> None:
+    store = stores.results
+    assert store.interrupted("w", ["a", "b"]) == [0, 0]
+    store.begin("w", ["a", "b", "a"])
+    store.begin("w", ["a"])
+    assert store.interrupted("w", ["b", "a", "c", "a"]) == [1, 2, 0, 2]
+    assert store.interrupted("other", ["a"]) == [0]
+    found = stores.images.results("a")
+    assert found is not None
+    assert (found.outcomes[0].state, found.outcomes[0].attempt) == ("running", 2)
+    assert found.outcomes[0].finished_at is None
+    for state in ("done", "skipped", "failed"):
+        store.save([OutcomeRow("a", "w", state)])
+        assert store.interrupted("w", ["b", "a"]) == [1, 0]
+        store.begin("w", ["a"])
+        assert store.interrupted("w", ["b", "a"]) == [1, 1]
+
+
+def test_a_withdrawn_attempt_does_not_count(stores: Stores) -> None:
+    store = stores.results
+    store.begin("w", ["a", "b"])
+    store.begin("w", ["a", "b"])
+    store.withdraw("w", ["a", "c"])
+    assert store.interrupted("w", ["a", "b", "c"]) == [1, 2, 0]
+    for _ in range(3):
+        store.withdraw("w", ["a"])
+    assert store.interrupted("w", ["a"]) == [0]
+    store.begin("w", ["a"])
+    assert store.interrupted("w", ["a"]) == [1]
+
+
+def test_withdrawing_does_not_touch_what_came_to_an_end(stores: Stores) -> None:
+    stores.results.save([OutcomeRow("a", "w", "done")])
+    before = stores.dump()
+    stores.results.withdraw("w", ["a"])
+    assert stores.dump() == before
+
+
+# Uploads
+
+
+def test_an_image_is_added_once(stores: Stores) -> None:
+    added = stores.images.add_image(image("a"))
+    assert added.created
+    assert added.image == replace(image("a"), created_at=added.image.created_at)
+    again = stores.images.add_image(replace(image("a"), minio_path="raw-images/elsewhere.jpg"))
+    assert not again.created
+    assert again.image == added.image
+    assert stores.images.image("a") == added.image
+
+
+def test_a_known_id_for_another_picture_is_a_conflict(stores: Stores) -> None:
+    stored = stores.images.add_image(image("a")).image
+    with pytest.raises(Rejected) as raised:
+        stores.images.add_image(image("a", sha256="bb"))
+    assert raised.value.code == "image_id_conflict"
+    assert stores.images.image("a") == stored
+
+
+def test_optional_columns_stay_none(stores: Stores) -> None:
+    row = ImageRow("a", "raw-images/a.pdf", "aa", 1, "application/pdf")
+    stored = stores.images.add_image(row).image
+    assert (stored.width, stored.height, stored.tasks, stored.published_at) == (None, None, None, None)
+
+
+def test_the_listing_is_newest_first_and_pages_meet(stores: Stores) -> None:
+    for image_id in "abcde":
+        stores.images.add_image(image(image_id))
+    pages = []
+    before = None
+    while page := stores.images.images(limit=2, before=before):
+        pages.append([row.image_id for row in page])
+        assert page[-1].created_at is not None
+        before = (page[-1].created_at, page[-1].image_id)
+    assert pages == [["e", "d"], ["c", "b"], ["a"]]
+
+
+def test_results_name_the_image(stores: Stores) -> None:
+    stored = stores.images.add_image(image("a")).image
+    found = stores.images.results("a")
+    assert found is not None
+    assert (found.image, found.features, found.predictions, found.outcomes) == (stored, None, (), ())
+
+
+def test_the_outbox_empties_as_pictures_are_published(stores: Stores) -> None:
+    for image_id in "abc":
+        stores.images.add_image(image(image_id))
+    assert stores.images.pending() == 3
+    stores.images.mark_published(["a", "c", "unknown"])
+    assert stores.images.pending() == 1
+    first = stores.images.image("a")
+    assert first is not None
+    assert first.published_at is not None
+    stores.images.mark_published(["a"])
+    assert stores.images.image("a") == first
+    with stores.images.unpublished(older_than_seconds=0, limit=10) as claim:
+        assert [row.image_id for row in claim.images] == ["b"]
+
+
+def test_two_relays_never_claim_one_picture(stores: Stores) -> None:
+    for image_id in "abc":
+        stores.images.add_image(image(image_id))
+    with stores.images.unpublished(older_than_seconds=0, limit=2) as one:
+        with stores.images.unpublished(older_than_seconds=0, limit=2) as other:
+            assert [row.image_id for row in one.images] == ["a", "b"]
+            assert [row.image_id for row in other.images] == ["c"]
+            other.published(["c"])
+        one.published(["a"])
+    with stores.images.unpublished(older_than_seconds=0, limit=10) as claim:
+        assert [row.image_id for row in claim.images] == ["b"]
+
+
+def test_a_claim_that_raises_publishes_nothing(stores: Stores) -> None:
+    stores.images.add_image(image("a"))
+    with pytest.raises(ValueError, match="kafka"):  # noqa: PT012
+        with stores.images.unpublished(older_than_seconds=0, limit=1) as claim:
+            claim.published(["a"])
+            raise ValueError("kafka")
+    assert stores.images.pending() == 1
+    with stores.images.unpublished(older_than_seconds=0, limit=1) as claim:
+        assert len(claim.images) == 1
+
+
+def test_young_pictures_are_left_to_their_upload(stores: Stores) -> None:
+    stores.images.add_image(image("a"))
+    with stores.images.unpublished(older_than_seconds=3600, limit=1) as claim:
+        assert claim.images == ()
+
+
+# The server
+
+
+def test_an_absent_server_is_unavailable_and_back_again_works(stores: Stores) -> None:
+    stores.images.add_image(image("a"))
+    stores.results.begin("w", ["a"])
+    calls: list[Callable[[], object]] = [
+        lambda: stores.results.save([features("a")]),
+        lambda: stores.results.begin("w", ["a"]),
+        lambda: stores.results.withdraw("w", ["a"]),
+        lambda: stores.results.interrupted("w", ["a"]),
+        lambda: stores.images.add_image(image("b")),
+        lambda: stores.images.mark_published(["a"]),
+        lambda: stores.images.unpublished(older_than_seconds=0, limit=1).__enter__(),
+        lambda: stores.images.pending(),
+        lambda: stores.images.image("a"),
+        lambda: stores.images.images(limit=1),
+        lambda: stores.images.results("a"),
+    ]
+    with stores.away():
+        for call in calls:
+            with pytest.raises(Unavailable) as raised:
+                call()
+            assert raised.value.server == "database"
+    # The very first call after the return, without a stale connection in its way.
+    assert stores.results.interrupted("w", ["a"]) == [1]
+    assert stores.images.pending() == 1
+
+
+def test_concurrent_savers_of_the_same_rows_all_succeed(stores: Stores) -> None:
+    ids = [f"image-{number}" for number in range(40)]
+
+    def save(seed: int) -> None:
+        for turn in range(5):
+            shift = (seed * 7 + turn * 3) % len(ids)
+            turned = ids[shift:] + ids[:shift]
+            stores.results.begin("feature-extractor", turned)
+            stores.results.save([row for image_id in turned for row in all_rows(image_id)])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(save, range(4)))
+    for image_id in ids:
+        found = stores.images.results(image_id)
+        assert found is not None
+        assert len(found.predictions) == 2
+
+
+# Postgres alone
+
+
+def terminate_backends(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE application_name = 'visionmesh' AND pid <> pg_backend_pid()"
+        )
+
+
+def test_a_killed_connection_leaves_the_attempt_and_the_next_call_works(
+    database: Database, empty_dsn: str
+) -> None:
+    store = PostgresResultStore(database)
+    store.begin("w", ["a"])
+    terminate_backends(empty_dsn)
+    assert store.interrupted("w", ["a"]) == [1]
+
+
+def test_a_connection_killed_in_a_transaction_is_unavailable_and_stores_nothing(
+    database: Database, empty_dsn: str
+) -> None:
+    images = PostgresImages(database)
+    images.add_image(image("a"))
+    with pytest.raises(Unavailable):  # noqa: PT012
+        with images.unpublished(older_than_seconds=0, limit=1) as claim:
+            claim.published(["a"])
+            terminate_backends(empty_dsn)
+    assert images.pending() == 1
+
+
+def test_a_batch_is_saved_whole_or_not_at_all(database: Database) -> None:
+    store = PostgresResultStore(database)
+    uneven = replace(prediction("b"), probabilities=(1.0,))
+    with pytest.raises(psycopg.IntegrityError):
+        store.save([features("a"), prediction("a"), uneven])
+    assert PostgresImages(database).results("a") is None
+
+
+def test_bad_data_is_not_an_absent_server(database: Database) -> None:
+    store = PostgresResultStore(database)
+    for _ in range(6):  # more often than there are connections
+        with pytest.raises(psycopg.DataError):
+            store.save([features("nul\0")])
+    store.save([features("fine")])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SET TRANSACTION READ ONLY; DELETE FROM images",
+        "SET LOCAL statement_timeout = 1; SELECT pg_sleep(10)",
+        "SELECT * FROM a_table_of_tomorrow",
+        "SELECT a_column_of_tomorrow FROM images",
+        *(
+            f"DO $$ BEGIN RAISE EXCEPTION 'as if' USING ERRCODE = '{state}'; END $$"
+            for state in ("08006", "40001", "40P01", "53100", "53200", "53300", "57P01", "57P03", "58030")
+        ),
+    ],
+)
+def test_what_the_world_is_at_fault_for_is_unavailable(database: Database, statement: str) -> None:
+    with pytest.raises(Unavailable):
+        with database.transaction() as connection:
+            connection.execute(statement)
+    database.ping()
+
+
+@pytest.mark.parametrize("state", ["22021", "22003", "23505", "23514", "42601"])
+def test_what_the_data_is_at_fault_for_is_not(database: Database, state: str) -> None:
+    with pytest.raises(psycopg.Error):
+        with database.transaction() as connection:
+            connection.execute(f"DO $$ BEGIN RAISE EXCEPTION 'as if' USING ERRCODE = '{state}'; END $$")
+    database.ping()
+
+
+def test_wrong_credentials_and_unknown_databases_are_unavailable(empty_dsn: str) -> None:
+    for wrong in ({"password": "wrong"}, {"dbname": "nowhere"}):
+        with pytest.raises(Unavailable):
+            Database(psycopg.conninfo.make_conninfo(empty_dsn, **wrong)).ping()
+
+
+def test_more_threads_than_connections_wait_for_their_turn(empty_dsn: str) -> None:
+    with Database(empty_dsn, pool_size=2) as database, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: database.ping(), range(64)))
+        with psycopg.connect(empty_dsn) as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'visionmesh'"
+            ).fetchone()
+    assert row is not None
+    assert row[0] <= 2
+
+
+def test_all_connections_busy_is_unavailable(empty_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visionmesh.database.POOL_TIMEOUT_SECONDS", 0.01)
+    with Database(empty_dsn, pool_size=1) as database, database.transaction():
+        with pytest.raises(Unavailable, match="busy"):
+            database.ping()
+
+
+def test_every_lookup_of_the_relay_and_the_listing_has_its_index(database: Database) -> None:
+    with database.transaction() as connection:
+        connection.execute("SET LOCAL enable_seqscan = off")
+        plans = [
+            str(connection.execute(f"EXPLAIN {query}").fetchall())
+            for query in (
+                "SELECT * FROM images WHERE published_at IS NULL AND created_at < now() ORDER BY created_at",
+                "SELECT * FROM images WHERE (created_at, image_id) < (now(), 'a')"
+                " ORDER BY created_at DESC, image_id DESC LIMIT 5",
+            )
+        ]
+    assert "images_unpublished" in plans[0]
+    assert "images_newest" in plans[1]
+    assert "Sort" not in plans[1]
