@@ -1,0 +1,305 @@
+"""The mesh in containers, as a user starts it: `pytest -m docker` (Docker with compose; takes minutes).
+
+A project of its own with secrets and infrastructure ports of its own; everything is removed at the end. The
+gateway takes the seeds' ports on MESH_PUBLISH_ADDRESS (127.0.0.1; 127.0.0.2 where those are taken). Images
+that neither lie here nor can be pulled are left out when only people look at them: Grafana and Kafka UI.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from confluent_kafka import Producer
+from minio import Minio
+from PIL import Image
+
+from visionmesh.topics import CLASSIFIERS, IMAGES
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
+
+ROOT: Final = Path(__file__).parents[2]
+ADDRESS: Final = os.environ.get("MESH_PUBLISH_ADDRESS", "127.0.0.1")
+FOR_PEOPLE_ONLY: Final = ("grafana", "kafka-ui")
+REPLICAS: Final = 3
+SECRETS: Final = ("MINIO_ROOT_PASSWORD", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "GRAFANA_ADMIN_PASSWORD")
+PORTS: Final = (
+    "KAFKA_PORT",
+    "MINIO_PORT",
+    "MINIO_CONSOLE_PORT",
+    "POSTGRES_PORT",
+    "REDIS_PORT",
+    "PROMETHEUS_PORT",
+    "GRAFANA_PORT",
+    "KAFKA_UI_PORT",
+)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A running compose project. `values` is what its .env says."""
+
+    project: str
+    env_file: Path
+    values: dict[str, str]
+
+    def compose(self, *arguments: str) -> str:
+        """Output of `docker compose …`; fails the test with what compose said."""
+        done = subprocess.run(
+            ["docker", "compose", "-p", self.project, "--env-file", str(self.env_file), *arguments],
+            cwd=ROOT,
+            env=os.environ | {"MESH_PUBLISH_ADDRESS": ADDRESS},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            pytest.fail(f"docker compose {' '.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        return done.stdout
+
+    def containers(self, service: str) -> list[str]:
+        return self.compose("ps", "-q", service).split()
+
+    def sql(self, statement: str) -> list[list[str]]:
+        output = self.compose("exec", "-T", "postgres", "psql", "-U", "mesh", "-AtF", "\t", "-c", statement)
+        return [line.split("\t") for line in output.splitlines()]
+
+    def prometheus(self, query: str) -> list[dict[str, Any]]:
+        """The series of an instant query: `metric` and `value` (time, text)."""
+        url = f"http://127.0.0.1:{self.values['PROMETHEUS_PORT']}/api/v1/query"
+        answer = httpx.post(url, data={"query": query}, timeout=10).json()
+        assert answer["status"] == "success", answer
+        found: list[dict[str, Any]] = answer["data"]["result"]
+        return found
+
+
+def http(port: int) -> str:
+    return f"http://{ADDRESS}:{port}"
+
+
+def picture(seed: int, size: tuple[int, int] = (96, 64)) -> bytes:
+    """A JPEG unlike any other."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def eventually(check: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Polls until `check` returns something true."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(httpx.TransportError):
+            if found := check():
+                return found
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds:g} s: {what}")
+        time.sleep(0.25)
+
+
+def upload(seed: int) -> str:
+    answer = httpx.post(
+        f"{http(8001)}/upload", files={"file": (f"{seed}.jpg", picture(seed), "image/jpeg")}, timeout=60
+    )
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["image_id"])
+
+
+def predictions(image_id: str) -> dict[str, Any]:
+    answer: dict[str, Any] = httpx.get(f"{http(8001)}/predictions/{image_id}", timeout=10).json()
+    return answer
+
+
+def all_three(image_id: str) -> bool:
+    found = {prediction["classifier"] for prediction in predictions(image_id).get("predictions", [])}
+    return {f"classifier-{name}" for name in found} == set(CLASSIFIERS)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def can_be_had(service: str) -> bool:
+    image = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][service]["image"]
+    return any(
+        subprocess.run(["docker", *command, image], capture_output=True).returncode == 0
+        for command in (("image", "inspect"), ("pull", "-q"))
+    )
+
+
+@pytest.fixture(scope="module")
+def mesh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    if "docker" not in request.config.option.markexpr:
+        pytest.skip("minutes long: run with `pytest -m docker`")
+    if shutil.which("docker") is None:
+        pytest.skip("Docker is not installed")
+    values = {name: secrets.token_hex(16) for name in SECRETS} | {name: str(free_port()) for name in PORTS}
+    env_file = tmp_path_factory.mktemp("compose") / ".env"
+    env_file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+    mesh = Mesh(f"visionmesh-test-{secrets.token_hex(3)}", env_file, values)
+    absent = [service for service in FOR_PEOPLE_ONLY if not can_be_had(service)]
+    without = [word for service in absent for word in ("--scale", f"{service}=0")]
+    pull = ["--pull", "never"] if absent else []
+    try:
+        mesh.compose("up", "--build", "--wait", *pull, "--scale", f"classifier-fast={REPLICAS}", *without)
+        yield mesh
+    finally:
+        if request.session.testsfailed:
+            with suppress(pytest.fail.Exception):
+                print(mesh.compose("logs", "--no-color", "--tail", "15"))
+        mesh.compose("down", "--volumes", "--timeout", "15", "--remove-orphans")
+
+
+def test_the_seeds_calls_give_their_answers(mesh: Mesh) -> None:
+    assert httpx.get(f"{http(8001)}/health").status_code == 200
+    uploaded = httpx.post(f"{http(8001)}/upload", files={"file": picture(0)}).json()
+    eventually(lambda: all_three(uploaded["image_id"]), 30, "three predictions")
+
+    extracted = httpx.post(
+        f"{http(8006)}/extract", json={"image_id": "test-123", "minio_path": uploaded["minio_path"]}
+    ).json()
+    assert extracted["image_id"] == "test-123"
+    assert extracted["descriptor_count"] == len(extracted["descriptors"]) == 20
+
+    stored = {one["classifier"]: one["label"] for one in predictions(uploaded["image_id"])["predictions"]}
+    for port, classifier in {8003: "fast", 8004: "accurate", 8005: "balanced"}.items():
+        answer = httpx.post(f"{http(port)}/predict", json={"descriptors": extracted["descriptors"]})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["label"] == stored[classifier]
+
+
+def test_a_plain_producer_on_the_host_is_served(mesh: Mesh) -> None:
+    values = mesh.values
+    store = Minio(f"127.0.0.1:{values['MINIO_PORT']}", "mesh", values["MINIO_ROOT_PASSWORD"], secure=False)
+    content = picture(1)
+    store.put_object("raw-images", "by-hand/one.jpg", io.BytesIO(content), len(content))
+    producer = Producer({"bootstrap.servers": f"127.0.0.1:{values['KAFKA_PORT']}"})
+    for image_id, path in {"by-hand-1": "by-hand/one.jpg", "by-hand-2": "by-hand/missing.jpg"}.items():
+        message = {"image_id": image_id, "minio_path": f"raw-images/{path}"}
+        producer.produce(IMAGES.name, json.dumps(message), image_id)
+    assert producer.flush(20) == 0
+    eventually(lambda: all_three("by-hand-1"), 30, "three predictions for a plain producer's picture")
+    eventually(
+        lambda: mesh.sql("select state from task_outcomes where image_id = 'by-hand-2'") == [["failed"]],
+        30,
+        "a failed outcome for the missing object",
+    )
+
+
+def test_replicas_share_the_group_and_the_work(mesh: Mesh) -> None:
+    described = mesh.compose(
+        "exec", "-T", "kafka", "/opt/kafka/bin/kafka-consumer-groups.sh", "--bootstrap-server", "kafka:9092",
+        "--describe", "--group", "classifier-fast", "--members",
+    )  # fmt: skip
+    members = [line.split() for line in described.splitlines() if line.startswith("classifier-fast")]
+    assert [member[-1] for member in members] == ["4"] * REPLICAS, described
+
+    with ThreadPoolExecutor(4) as pool:
+        image_ids = list(pool.map(upload, range(1000, 1060)))
+    for image_id in image_ids:
+        eventually(lambda image_id=image_id: all_three(image_id), 60, f"three predictions of {image_id}")  # type: ignore[misc]
+    finished = 'sum by (instance) (mesh_messages_finished_total{job="classifier-fast", outcome="done"}) > 0'
+    eventually(lambda: len(mesh.prometheus(finished)) == REPLICAS, 30, "work on every replica")
+
+
+def test_a_killed_extractor_loses_nothing(mesh: Mesh) -> None:
+    (extractor,) = mesh.containers("feature-extractor")
+    with ThreadPoolExecutor(4) as pool:
+        uploads = [pool.submit(upload, seed) for seed in range(2000, 2200)]
+        while sum(one.done() for one in uploads) < 60:
+            time.sleep(0.02)
+        subprocess.run(["docker", "kill", "-s", "KILL", extractor], check=True, capture_output=True)
+        # Whoever kills by hand starts again by hand: the engine restarts only what died by itself.
+        mesh.compose("up", "-d", "--no-recreate", "--no-deps", "feature-extractor")
+        image_ids = [one.result() for one in uploads]
+    wanted = ",".join(f"'{image_id}'" for image_id in image_ids)
+    per_image = (
+        f"select image_id from predictions where image_id in ({wanted}) group by 1 having count(*) = 3"
+    )
+    eventually(lambda: len(mesh.sql(per_image)) == len(image_ids), 120, "three predictions for all uploads")
+    assert mesh.sql(f"select count(*) from image_features where image_id in ({wanted})") == [["200"]]
+    assert mesh.sql(f"select * from task_outcomes where state <> 'done' and image_id in ({wanted})") == []
+
+
+def test_containers_run_locked_down(mesh: Mesh) -> None:
+    for service in ("ingest-api", "feature-extractor", *CLASSIFIERS, "gateway", "minio", "redis", "kafka"):
+        for container in mesh.containers(service):
+            host = json.loads(
+                subprocess.run(["docker", "inspect", container], check=True, capture_output=True).stdout
+            )[0]["HostConfig"]
+            assert host["ReadonlyRootfs"] is True
+            top = subprocess.run(
+                ["docker", "top", container, "-eo", "pid,uid"], check=True, capture_output=True, text=True
+            )
+            users = [line.split()[1] for line in top.stdout.splitlines()[1:]]
+            assert users
+            assert "0" not in users, service
+    denied = subprocess.run(
+        ["docker", "exec", mesh.containers("ingest-api")[0], "touch", "/app/x"],
+        capture_output=True,
+        text=True,
+    )
+    assert "Read-only" in denied.stderr
+
+
+def test_every_panel_of_the_dashboard_shows_data(mesh: Mesh) -> None:
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboards/overview.json").read_text())
+    silent = []
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            query = target["expr"].replace("$__rate_interval", "10m").replace("$worker", ".*")
+            values = [float(series["value"][1]) for series in mesh.prometheus(query)]
+            if not any(math.isfinite(value) for value in values):
+                silent.append(f"{panel['title']}: {query}")
+    assert not silent
+    (shown,) = (
+        panel
+        for panel in dashboard["panels"]
+        if panel["title"] == "Dead letters, 1 h" and panel["type"] == "stat"
+    )
+    (dead,) = mesh.prometheus(shown["targets"][0]["expr"].replace("$worker", ".*"))
+    assert float(dead["value"][1]) == 1, "the missing object, though its worker was killed since"
+
+
+def test_every_replica_is_scraped(mesh: Mesh) -> None:
+    down = mesh.prometheus("up == 0")
+    assert not down
+    assert len(mesh.prometheus('up{job="classifier-fast"}')) == REPLICAS
+
+
+def test_prometheus_and_caddy_accept_their_files(mesh: Mesh) -> None:
+    mesh.compose("exec", "-T", "prometheus", "promtool", "check", "config", "/etc/prometheus/prometheus.yml")
+    caddy = ["caddy", "validate", "--adapter", "caddyfile", "--config", "/etc/caddy/Caddyfile"]
+    mesh.compose("exec", "-T", "gateway", *caddy)
+
+
+def test_without_env_compose_says_what_to_do(tmp_path: Path) -> None:
+    if shutil.which("docker") is None:
+        pytest.skip("Docker is not installed")
+    empty = tmp_path / ".env"
+    empty.write_text("")
+    done = subprocess.run(
+        ["docker", "compose", "--env-file", str(empty), "config", "--quiet"],
+        cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert re.search(r"[A-Z_]+ is missing a value: run `make env`", done.stderr), done.stderr
