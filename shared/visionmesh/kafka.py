@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from visionmesh.errors import Unavailable
 from visionmesh.settings import Settings, get_settings
@@ -34,7 +35,8 @@ _FLUSH_SLICE_SECONDS: Final = 0.2
 
 _PING_SECONDS: Final = 2.0
 
-Header = tuple[str, bytes]
+# As confluent-kafka types them; the mesh writes bytes alone.
+Header = tuple[str, str | bytes | None]
 Delivered = Callable[[str | None], None]
 
 
@@ -46,6 +48,36 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: tuple[Header, ...] = ()
+
+
+class Message(Protocol):
+    """A delivered message: `confluent_kafka.Message` where it holds a record and no error event."""
+
+    def topic(self) -> str: ...
+    def partition(self) -> int: ...
+    def offset(self) -> int: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def headers(self) -> Sequence[Header] | None: ...
+    def timestamp(self) -> tuple[int, int]: ...
+    def error(self) -> KafkaError | None: ...
+
+
+class GroupConsumer(Protocol):
+    """What the worker loop uses of `confluent_kafka.Consumer`; the double in `visionmesh.testing` has it."""
+
+    def subscribe(self, topics: list[str], *, on_assign: Any, on_revoke: Any, on_lost: Any) -> None: ...
+    def poll(self, timeout: float) -> Message | None: ...
+    def consume(self, num_messages: int, timeout: float) -> Sequence[Message]: ...
+    def pause(self, partitions: list[TopicPartition]) -> None: ...
+    def resume(self, partitions: list[TopicPartition]) -> None: ...
+    def seek(self, partition: TopicPartition) -> None: ...
+    def position(self, partitions: list[TopicPartition]) -> list[TopicPartition]: ...
+    def store_offsets(self, *, offsets: list[TopicPartition]) -> None: ...
+    def commit(self, *, asynchronous: bool) -> object: ...
+    def incremental_assign(self, partitions: list[TopicPartition]) -> None: ...
+    def incremental_unassign(self, partitions: list[TopicPartition]) -> None: ...
+    def close(self) -> None: ...
 
 
 class Publisher(Protocol):
@@ -111,9 +143,9 @@ def producer_config(settings: Settings) -> dict[str, Any]:
     }
 
 
-def open_consumer(settings: Settings, group: str, **overrides: Any) -> Consumer:
+def open_consumer(settings: Settings, group: str) -> GroupConsumer:
     """A consumer of `group` that commits nothing by itself."""
-    return Consumer(consumer_config(settings, group) | overrides)
+    return cast(GroupConsumer, Consumer(consumer_config(settings, group)))
 
 
 class KafkaPublisher:
@@ -139,7 +171,8 @@ class KafkaPublisher:
         self, records: Sequence[Record], give_up: Callable[[], bool] = lambda: False
     ) -> Mapping[int, str]:
         """See `Publisher`. Records are acknowledged together or, when one is too large, one by one:
-        the broker refuses the whole batch that a too large record travelled in."""
+        the broker refuses the whole batch that a too large record travelled in.
+        """
         failed = self._publish(records, range(len(records)), give_up)
         refused: dict[int, str] = {}
         for index in sorted(failed):
@@ -201,9 +234,7 @@ class KafkaPublisher:
         for _ in range(2):
             producer = self._producer
             try:
-                producer.produce(
-                    record.topic, record.value, record.key, headers=headers, on_delivery=report
-                )
+                producer.produce(record.topic, record.value, record.key, headers=headers, on_delivery=report)
             except BufferError as error:
                 raise Unavailable("kafka", "the producer's queue is full") from error
             except KafkaException as error:
@@ -320,12 +351,12 @@ def _wait_for_broker(admin: AdminClient, seconds: float) -> None:
 def main(arguments: Sequence[str]) -> int:
     """`python -m visionmesh.kafka create-topics`: what the one-shot `topics` container runs."""
     if list(arguments) != ["create-topics"]:
-        print("usage: python -m visionmesh.kafka create-topics", file=sys.stderr)
+        sys.stderr.write("usage: python -m visionmesh.kafka create-topics\n")
         return 2
     try:
-        print(json.dumps({"created": create_topics(get_settings())}))
+        sys.stdout.write(json.dumps({"created": create_topics(get_settings())}) + "\n")
     except Unavailable as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
     return 0
 

@@ -24,72 +24,80 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MESH_", extra="ignore", frozen=True)
 
     # Kafka
-    kafka_bootstrap: str = Field("127.0.0.1:9092", description="host:port[,host:port] of the brokers")
+    kafka_bootstrap: str = Field(default="127.0.0.1:9092", description="host:port[,host:port] of the brokers")
     kafka_group_protocol: Literal["classic", "consumer"] = Field(
-        "classic", description="`consumer` is KIP-848, which the embedded stack needs"
+        default="classic", description="`consumer` is KIP-848, which the embedded stack needs"
     )
     kafka_session_timeout_ms: int = Field(
-        6000, ge=1000, description="how long a silent member keeps its partitions (classic only)"
+        default=6000, ge=1000, description="how long a silent member keeps its partitions (classic only)"
     )
     kafka_heartbeat_interval_ms: int = Field(
-        500, ge=100, description="how soon a survivor learns of a change (classic only)"
+        default=500, ge=100, description="how soon a survivor learns of a change (classic only)"
     )
     kafka_fetch_wait_max_ms: int = Field(
-        100, ge=1, description="how long a broker may hold an empty fetch"
+        default=100, ge=1, description="how long a broker may hold an empty fetch"
     )
     kafka_message_timeout_ms: int = Field(
-        30_000, ge=1000, description="after this a record that was not acknowledged is published again"
+        default=30_000,
+        ge=1000,
+        description="after this a record that was not acknowledged is published again",
     )
 
     # Object store
-    s3_endpoint: str = Field("127.0.0.1:9000", description="host:port of MinIO or any S3")
-    s3_access_key: SecretStr = Field(SecretStr("minioadmin"), description="access key")
-    s3_secret_key: SecretStr = Field(SecretStr("minioadmin"), description="secret key")
-    s3_secure: bool = Field(False, description="TLS to the object store")
-    s3_upload_bucket: str = Field("raw-images", description="where uploads go")
+    s3_endpoint: str = Field(default="127.0.0.1:9000", description="host:port of MinIO or any S3")
+    s3_access_key: SecretStr = Field(default=SecretStr("minioadmin"), description="access key")
+    s3_secret_key: SecretStr = Field(default=SecretStr("minioadmin"), description="secret key")
+    s3_secure: bool = Field(default=False, description="TLS to the object store")
+    s3_upload_bucket: str = Field(default="raw-images", description="where uploads go")
     s3_allowed_buckets: tuple[str, ...] = Field(
-        ("raw-images",), description="JSON list; a message that names another bucket is rejected"
+        default=("raw-images",), description="JSON list; a message that names another bucket is rejected"
     )
 
     # Database
     postgres_dsn: SecretStr = Field(
-        SecretStr("postgresql://mesh:mesh@127.0.0.1:5432/mesh"), description="libpq URL"
+        default=SecretStr("postgresql://mesh:mesh@127.0.0.1:5432/mesh"), description="libpq URL"
     )
-    postgres_pool_size: int = Field(4, ge=1, description="connections a process may open")
+    postgres_pool_size: int = Field(default=4, ge=1, description="connections a process may open")
 
     # HTTP
-    http_host: str = Field("127.0.0.1", description="address to listen on")
-    http_port: int | None = Field(None, description="port to listen on; the service's own when absent")
-    upload_max_bytes: int = Field(64 * 1024 * 1024, ge=1, description="largest picture accepted")
-    upload_max_files: int = Field(64, ge=1, description="most files in one upload request")
+    http_host: str = Field(default="127.0.0.1", description="address to listen on")
+    http_port: int | None = Field(
+        default=None, description="port to listen on; the service's own when absent"
+    )
+    upload_max_bytes: int = Field(default=64 * 1024 * 1024, ge=1, description="largest picture accepted")
+    upload_max_files: int = Field(default=64, ge=1, description="most files in one upload request")
 
     # Worker
-    worker_max_batch: int = Field(64, ge=1, description="most messages handed to a step at once")
-    worker_max_wait_ms: int = Field(100, ge=1, description="longest wait for a first message in one poll")
+    worker_max_batch: int = Field(default=64, ge=1, description="most messages handed to a step at once")
+    worker_max_wait_ms: int = Field(
+        default=100, ge=1, description="longest wait for a first message in one poll"
+    )
     worker_max_attempts: int = Field(
-        3, ge=1, description="attempts before a message that kills its worker is a dead letter"
+        default=3, ge=1, description="attempts before a message that kills its worker is a dead letter"
     )
     worker_shutdown_seconds: float = Field(
-        10.0, gt=0, description="after SIGTERM, everything ends within this"
+        default=10.0, gt=0, description="after SIGTERM, everything ends within this"
     )
 
     # Isolation of native code
-    isolated_deadline_seconds: float = Field(5.0, gt=0, description="longest a picture may take")
+    isolated_deadline_seconds: float = Field(default=5.0, gt=0, description="longest a picture may take")
     isolated_memory_bytes: int = Field(
-        1024 * 1024 * 1024, gt=0, description="address space that decoding may add to a child process"
+        default=1024 * 1024 * 1024, gt=0, description="address space that decoding may add to a child process"
     )
 
     # Models
-    models_dir: Path = Field(ROOT / "models", description="folder with models.toml")
-    extractor_model: str = Field("extractor", description="name in models.toml")
-    classifier: str = Field("fast", description="which classifier this process is: fast, balanced, …")
+    models_dir: Path = Field(default=ROOT / "models", description="folder with models.toml")
+    extractor_model: str = Field(default="extractor", description="name in models.toml")
+    classifier: str = Field(default="fast", description="which classifier this process is: fast, balanced, …")
     classifier_model: str | None = Field(
-        None, description="name in models.toml; `classifier-<classifier>` when absent"
+        default=None, description="name in models.toml; `classifier-<classifier>` when absent"
     )
 
     # Observability
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
-    log_format: Literal["json", "console"] = Field("json", description="`console` is for people")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least level logged"
+    )
+    log_format: Literal["json", "console"] = Field(default="json", description="`console` is for people")
 
 
 @cache

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
@@ -31,7 +32,7 @@ def relays(python: str, script: str, bootstrap: str) -> Iterator[tuple[str, str]
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        for source, target in zip(topics[:2], topics[1:], strict=True)
+        for source, target in pairwise(topics)
     ]
     try:
         yield topics[0], topics[2]

@@ -20,7 +20,10 @@ PEER_PYTHON = Path(__file__).resolve().parents[2] / ".venv-bench" / "bin" / "pyt
 @contextmanager
 def native() -> Iterator[Endpoints]:
     """A native stack for the time of the benchmark."""
-    with TemporaryDirectory(prefix="mesh-bench-") as directory, open_stack("native", Path(directory)) as stack:
+    with (
+        TemporaryDirectory(prefix="mesh-bench-") as directory,
+        open_stack("native", Path(directory)) as stack,
+    ):
         yield stack.endpoints
 
 

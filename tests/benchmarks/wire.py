@@ -29,7 +29,9 @@ from visionmesh.stack.native import KafkaServer, NativeStack
 def bytes_per_record(kafka: KafkaServer, batch: int, count: int) -> float:
     topic = new_topic(kafka.address)
     publisher = KafkaPublisher(Settings(kafka_bootstrap=kafka.address))
-    descriptors = on_the_wire(np.random.default_rng(count + batch).normal(size=(count, 20)).astype(np.float32))
+    descriptors = on_the_wire(
+        np.random.default_rng(count + batch).normal(size=(count, 20)).astype(np.float32)
+    )
     records = []
     for values in descriptors:
         image_id = str(uuid.uuid4())

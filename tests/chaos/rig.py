@@ -115,9 +115,9 @@ class Rig:
                 f"SELECT count(*), count(DISTINCT image_id) FROM {table} WHERE image_id LIKE %s", like
             )
             assert found == [(rows * count, count)], table
-        assert self.query(
-            "SELECT DISTINCT state FROM task_outcomes WHERE image_id LIKE %s", like
-        ) == [("done",)]
+        assert self.query("SELECT DISTINCT state FROM task_outcomes WHERE image_id LIKE %s", like) == [
+            ("done",)
+        ]
         assert self.query(
             "SELECT count(*) FROM images WHERE image_id LIKE %s AND published_at IS NULL", like
         ) == [(0,)]

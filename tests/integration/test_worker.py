@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from visionmesh.contracts import ImageFeatures, ImageUploaded
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.kafka import (
+    GroupConsumer,
     KafkaPublisher,
     Publisher,
     Record,
@@ -32,7 +33,7 @@ from visionmesh.testing.kafka import MemoryBroker
 from visionmesh.testing.results import MemoryResultStore
 from visionmesh.topics import Topic
 from visionmesh.worker.dead_letters import read_dead_letters, replay
-from visionmesh.worker.loop import ConsumerLike, Worker
+from visionmesh.worker.loop import Worker
 from visionmesh.worker.step import Done, Outgoing, Skipped, Step, Verdict
 
 DEADLINE = 20.0
@@ -51,7 +52,7 @@ class Cluster(Protocol):
     publisher: Publisher
 
     def create(self, *topics: str) -> None: ...
-    def consumer(self, group: str) -> ConsumerLike: ...
+    def consumer(self, group: str) -> GroupConsumer: ...
     def records(self, topic: str) -> list[Record]: ...
     def lag(self, topic: str, group: str) -> int: ...
 
@@ -64,8 +65,8 @@ class MemoryCluster:
     def create(self, *topics: str) -> None:
         """Topics come into being at first use."""
 
-    def consumer(self, group: str) -> ConsumerLike:
-        return self.broker.consumer(group)  # type: ignore[return-value]
+    def consumer(self, group: str) -> GroupConsumer:
+        return self.broker.consumer(group)
 
     def records(self, topic: str) -> list[Record]:
         return [
@@ -90,7 +91,7 @@ class RealCluster:
             for future in admin.create_topics([NewTopic(name, 12, 1) for name in topics]).values():
                 future.result()
 
-    def consumer(self, group: str) -> ConsumerLike:
+    def consumer(self, group: str) -> GroupConsumer:
         return open_consumer(self.settings, group)
 
     def records(self, topic: str) -> list[Record]:
@@ -110,9 +111,7 @@ class RealCluster:
                 message = consumer.poll(10)
                 assert message is not None, f"{topic} could not be read back"
                 assert message.error() is None, message.error()
-                found.append(
-                    Record(topic, message.key(), message.value(), tuple(message.headers() or ()))
-                )
+                found.append(Record(topic, message.key(), message.value(), tuple(message.headers() or ())))
             return found
         finally:
             consumer.close()
@@ -163,18 +162,12 @@ class Mesh:
 
     def put(self, *ids: str) -> None:
         self.put_raw(
-            *(
-                (i.encode(), msgspec.json.encode(ImageUploaded(image_id=i, minio_path=f"b/{i}")))
-                for i in ids
-            )
+            *((i.encode(), msgspec.json.encode(ImageUploaded(image_id=i, minio_path=f"b/{i}"))) for i in ids)
         )
 
     def put_raw(self, *records: tuple[bytes | None, bytes | None]) -> None:
         assert not self.cluster.publisher.publish(
-            [
-                Record(self.topic.name, key, value, (("traceparent", b"00-a-b-01"),))
-                for key, value in records
-            ]
+            [Record(self.topic.name, key, value, (("traceparent", b"00-a-b-01"),)) for key, value in records]
         )
 
     def start(self, step: Step[ImageUploaded], **options: Any) -> Worker[ImageUploaded]:
@@ -211,7 +204,10 @@ class Mesh:
         return {o.image_id: o.state for o in self.store.outcomes() if o.worker == self.name}
 
     def letters(self) -> list[dict[str, str]]:
-        return [{n: v.decode() for n, v in r.headers} for r in self.cluster.records(self.dlq)]
+        return [
+            {name: str(value, "utf-8") for name, value in record.headers}
+            for record in self.cluster.records(self.dlq)
+        ]
 
 
 @pytest.fixture
@@ -402,9 +398,7 @@ def test_a_result_that_is_too_large_for_its_topic_fails_alone(mesh: Mesh) -> Non
         """The broker's answer to a record over the limit, which the mock cluster does not know."""
 
         def publish(self, records: Sequence[Record], give_up: Any = None) -> dict[int, str]:
-            large = {
-                i: "Broker: Message size too large" for i, r in enumerate(records) if r.key == b"large"
-            }
+            large = {i: "Broker: Message size too large" for i, r in enumerate(records) if r.key == b"large"}
             large = {i: reason for i, reason in large.items() if records[i].topic == mesh.out.name}
             mesh.cluster.publisher.publish([r for i, r in enumerate(records) if i not in large])
             return large
@@ -412,8 +406,10 @@ def test_a_result_that_is_too_large_for_its_topic_fails_alone(mesh: Mesh) -> Non
     mesh.put("small", "large")
     mesh.start(lambda batch: [describe(mesh, value) for value in batch], publisher=Refusing())
     eventually(
-        lambda: mesh.states() == {"small": "done", "large": "failed"}
-        and mesh.cluster.lag(mesh.topic.name, mesh.name) == 0,
+        lambda: (
+            mesh.states() == {"small": "done", "large": "failed"}
+            and mesh.cluster.lag(mesh.topic.name, mesh.name) == 0
+        ),
         "one failed, one done",
     )
     (letter,) = mesh.letters()
@@ -437,7 +433,9 @@ def test_two_replicas_share_the_work_and_a_stopped_one_hands_its_share_over(mesh
     )
     mesh.put(*ids(100))
     eventually(lambda: mesh.finished(100), "100 done")
-    assert seen[0] and seen[1] and not seen[0] & seen[1]
+    assert seen[0]
+    assert seen[1]
+    assert not seen[0] & seen[1]
     first.stop()
     mesh.put(*(f"later-{number}" for number in range(100)))
     eventually(lambda: mesh.finished(200), "200 done")
@@ -455,10 +453,7 @@ def test_a_slow_step_keeps_its_partitions_and_order(mesh: Mesh) -> None:
         return [describe(mesh, value) for value in batch]
 
     mesh.put_raw(
-        *(
-            (b"one-key", msgspec.json.encode(ImageUploaded(image_id=i, minio_path="b/x")))
-            for i in ids(60)
-        )
+        *((b"one-key", msgspec.json.encode(ImageUploaded(image_id=i, minio_path="b/x"))) for i in ids(60))
     )
     mesh.start(step, max_batch=4)
     eventually(lambda: mesh.finished(60), "60 done")
@@ -482,7 +477,7 @@ def test_work_of_a_lost_partition_is_not_committed(mesh: Mesh) -> None:
         name=mesh.name,
         topic=mesh.topic,
         step=slow,
-        consumer=consumer,  # type: ignore[arg-type]
+        consumer=consumer,
         publisher=mesh.cluster.publisher,
         store=mesh.store,
     )

@@ -129,7 +129,7 @@ class MemoryConsumer:
         self._paused: set[Partition] = set()
 
     def subscribe(
-        self, topics: list[str], on_assign: Any = None, on_revoke: Any = None, on_lost: Any = None
+        self, topics: list[str], *, on_assign: Any = None, on_revoke: Any = None, on_lost: Any = None
     ) -> None:
         (self._topic,) = topics
         self._on_assign, self._on_revoke, self._on_lost = on_assign, on_revoke, on_lost
@@ -172,12 +172,12 @@ class MemoryConsumer:
     def position(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
         return [TopicPartition(*_key(p), self._positions.get(_key(p), -1001)) for p in partitions]
 
-    def store_offsets(self, message: Any = None, offsets: Sequence[TopicPartition] = ()) -> None:
+    def store_offsets(self, *, offsets: Sequence[TopicPartition]) -> None:
         for partition in offsets:
             self._require(_key(partition))
             self._stored[_key(partition)] = partition.offset
 
-    def commit(self, message: Any = None, offsets: Any = None, asynchronous: bool = True) -> None:
+    def commit(self, *, asynchronous: bool = True) -> None:
         if self.dead or not self._stored:
             raise KafkaException(KafkaError(KafkaError._NO_OFFSET))
         with self._broker.changed:
@@ -211,7 +211,7 @@ class MemoryConsumer:
         self._leave([key for key in self._owned() if key not in target])
         with self._broker.changed:
             new = [key for key in target if key not in self.group.owners]
-            self.group.owners |= {key: self for key in new}
+            self.group.owners |= dict.fromkeys(new, self)
         if new and self._on_assign is not None:
             self._on_assign(self, [TopicPartition(*key) for key in new])
 

@@ -16,11 +16,11 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 import structlog
-from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected, Unavailable
-from visionmesh.kafka import Publisher, Record
+from visionmesh.kafka import Header, Message, Publisher, Record
 from visionmesh.observability import metrics
 from visionmesh.results import OutcomeRow, OutcomeState, ResultStore, Row
 from visionmesh.topics import Topic
@@ -119,7 +119,8 @@ class BatchRunner(Generic[C]):
 
     def _groups(self, items: Sequence[_Item[C]]) -> list[Sequence[_Item[C]]]:
         """The whole batch, or, after a death, those that were in flight one by one: so the guilty one
-        is told apart from its neighbours, which do not lose their attempts with it."""
+        is told apart from its neighbours, which do not lose their attempts with it.
+        """
         store = self._store
         undecided = [item for item in items if item.verdict is None]
         if not self._record_attempts or store is None or not undecided:
@@ -138,7 +139,7 @@ class BatchRunner(Generic[C]):
                 suspects.append(item)
         alone = {id(item) for item in suspects}
         rest = [item for item in items if id(item) not in alone]
-        return ([rest] if rest else []) + [[item] for item in suspects]
+        return [group for group in (rest, *([item] for item in suspects)) if group]
 
     def _run_group(self, items: Sequence[_Item[C]]) -> None:
         undecided = [item for item in items if item.verdict is None]
@@ -292,9 +293,7 @@ class BatchRunner(Generic[C]):
         if not batch.records:
             return
         started = time.perf_counter()
-        refused = self._patiently(
-            lambda: self._publisher.publish(batch.records, give_up=self._stop.is_set)
-        )
+        refused = self._patiently(lambda: self._publisher.publish(batch.records, give_up=self._stop.is_set))
         metrics.PUBLISH_SECONDS.labels(self._name).observe(time.perf_counter() - started)
         self._bury(batch, refused)
 
@@ -345,7 +344,7 @@ def _state(verdict: Verdict | None) -> OutcomeState:
     return "skipped" if isinstance(verdict, Skipped) else "done"
 
 
-def _trace(message: Message) -> tuple[tuple[str, bytes], ...]:
+def _trace(message: Message) -> tuple[Header, ...]:
     """The trace context of the message, handed on to what came of it; only sampled records carry one."""
     headers = message.headers()
     if not headers:

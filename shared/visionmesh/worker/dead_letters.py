@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, cast
 
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from visionmesh.errors import Unavailable
-from visionmesh.kafka import KafkaPublisher, Record, client_config
+from visionmesh.kafka import Header, KafkaPublisher, Message, Record, client_config
 from visionmesh.settings import Settings
 
 # A traceback is for people; the end of it names the cause. The letter must fit its topic.
@@ -75,7 +75,7 @@ class DeadLetter:
     key: bytes | None
     value: bytes | None
     headers: Mapping[str, str]
-    trace: tuple[tuple[str, bytes], ...]
+    others: tuple[Header, ...]
     replayed: bool
 
     @property
@@ -89,7 +89,7 @@ class DeadLetter:
 
     def record(self) -> Record:
         """The original message, as it was before it failed."""
-        return Record(self.origin[0], self.key, self.value, self.trace)
+        return Record(self.origin[0], self.key, self.value, self.others)
 
 
 def read_dead_letters(settings: Settings, topic: str) -> Iterator[DeadLetter]:
@@ -119,7 +119,7 @@ def _read_partition(
 ) -> Iterator[DeadLetter]:
     consumer.assign([TopicPartition(topic, position.partition, low)])
     while True:
-        message = consumer.poll(_READ_SECONDS)
+        message = cast(Message | None, consumer.poll(_READ_SECONDS))
         if message is None:
             raise Unavailable("kafka", f"no answer while reading {topic}")
         if message.error() is not None:
@@ -131,8 +131,8 @@ def _read_partition(
             message.offset(),
             message.key(),
             message.value(),
-            {n: v.decode(errors="replace") for n, v in headers if n.startswith(_PREFIX)},
-            tuple((n, v) for n, v in headers if not n.startswith(_PREFIX)),
+            {name: _text(value) for name, value in headers if name.startswith(_PREFIX)},
+            tuple((name, value) for name, value in headers if not name.startswith(_PREFIX)),
             replayed=message.offset() < position.offset,
         )
         if message.offset() >= high - 1:
@@ -171,6 +171,10 @@ def replay(settings: Settings, topic: str, *, limit: int | None = None) -> int:
             consumer.commit(offsets=offsets, asynchronous=False)
         consumer.close()
         publisher.close()
+
+
+def _text(value: str | bytes | None) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
 
 
 def _iso(seconds: float) -> str:

@@ -21,13 +21,13 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 import structlog
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from visionmesh.kafka import KafkaPublisher, Publisher, open_consumer
+from visionmesh.kafka import GroupConsumer, KafkaPublisher, Message, Publisher, open_consumer
 from visionmesh.observability import metrics
 from visionmesh.results import ResultStore
 from visionmesh.settings import Settings
@@ -60,25 +60,6 @@ _BATCHES_AHEAD: Final = 2
 Partition = tuple[str, int]
 
 
-class ConsumerLike(Protocol):
-    """What the loop uses of `confluent_kafka.Consumer`; the double in `visionmesh.testing` has it too."""
-
-    def subscribe(
-        self, topics: list[str], on_assign: Any = ..., on_revoke: Any = ..., on_lost: Any = ...
-    ) -> None: ...
-    def poll(self, timeout: float = ...) -> Message | None: ...
-    def consume(self, num_messages: int = ..., timeout: float = ...) -> list[Message]: ...
-    def pause(self, partitions: list[TopicPartition]) -> None: ...
-    def resume(self, partitions: list[TopicPartition]) -> None: ...
-    def seek(self, partition: TopicPartition) -> None: ...
-    def position(self, partitions: list[TopicPartition]) -> list[TopicPartition]: ...
-    def store_offsets(self, message: Any = ..., offsets: list[TopicPartition] = ...) -> None: ...
-    def commit(self, message: Any = ..., offsets: Any = ..., asynchronous: bool = ...) -> Any: ...
-    def incremental_assign(self, partitions: list[TopicPartition]) -> None: ...
-    def incremental_unassign(self, partitions: list[TopicPartition]) -> None: ...
-    def close(self) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class _Job:
     """A batch under way: its messages and the epochs of the partitions they came from."""
@@ -91,7 +72,8 @@ class _Job:
 
 class _StepThread:
     """One daemon thread that runs batches in turn. A pool of the standard library would keep the process
-    from ending until a step that hangs has ended."""
+    from ending until a step that hangs has ended.
+    """
 
     def __init__(self, name: str, run: Callable[[Sequence[Message]], None]) -> None:
         self._run = run
@@ -127,7 +109,7 @@ class Worker(Generic[C]):
         name: str,
         topic: Topic[C],
         step: Step[C],
-        consumer: ConsumerLike,
+        consumer: GroupConsumer,
         publisher: Publisher,
         store: ResultStore | None = None,
         record_attempts: bool = False,
@@ -351,7 +333,7 @@ class Worker(Generic[C]):
 
     # Rebalances, called from within poll()
 
-    def _on_assign(self, consumer: ConsumerLike, partitions: list[TopicPartition]) -> None:
+    def _on_assign(self, consumer: GroupConsumer, partitions: list[TopicPartition]) -> None:
         consumer.incremental_assign(partitions)
         for partition in partitions:
             self._assignments += 1
@@ -363,7 +345,7 @@ class Worker(Generic[C]):
             (consumer.pause if self._paused else consumer.resume)(partitions)
         self._tell_assignment("partitions_assigned", partitions)
 
-    def _on_revoke(self, consumer: ConsumerLike, partitions: list[TopicPartition]) -> None:
+    def _on_revoke(self, consumer: GroupConsumer, partitions: list[TopicPartition]) -> None:
         job = self._job
         if job is not None and job.future.done():
             self._job = None
@@ -373,7 +355,7 @@ class Worker(Generic[C]):
         consumer.incremental_unassign(partitions)
         self._tell_assignment("partitions_revoked", partitions)
 
-    def _on_lost(self, consumer: ConsumerLike, partitions: list[TopicPartition]) -> None:
+    def _on_lost(self, consumer: GroupConsumer, partitions: list[TopicPartition]) -> None:
         self._forget(partitions)
         consumer.incremental_unassign(partitions)
         self._tell_assignment("partitions_lost", partitions)
@@ -402,5 +384,4 @@ class Worker(Generic[C]):
 
 
 def _partition(message: Message) -> Partition:
-    return message.topic(), message.partition()  # type: ignore[return-value]
-
+    return message.topic(), message.partition()

@@ -24,7 +24,12 @@ def main(bootstrap: str, source: str, target: str, group: str, count: int) -> No
         }
     )
     producer = Producer(
-        {"bootstrap.servers": bootstrap, "enable.idempotence": True, "compression.type": "zstd", "linger.ms": 2}
+        {
+            "bootstrap.servers": bootstrap,
+            "enable.idempotence": True,
+            "compression.type": "zstd",
+            "linger.ms": 2,
+        }
     )
     failed = 0
 
