@@ -11,8 +11,8 @@
 from __future__ import annotations
 
 
-class Rejected(Exception):
-    """This message can never work.
+class Rejected(Exception):  # noqa: N818 - an outcome
+    """The message can never work.
 
     `code` is a stable snake_case word that programs may compare; `reason` is a sentence for people.
     """
@@ -26,7 +26,7 @@ class Rejected(Exception):
         return self.reason
 
 
-class Unavailable(Exception):
+class Unavailable(Exception):  # noqa: N818 - an outcome
     """A server is away, overloaded or refusing; the same work may succeed later.
 
     `server` is one of the names that `/ready` reports: kafka, object_store, database, model_store.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -98,6 +99,8 @@ def client_config(settings: Settings) -> dict[str, Any]:
     """What every client of the mesh shares."""
     return {
         "bootstrap.servers": settings.kafka_bootstrap,
+        # Its lines become log lines like all others, instead of text on stderr.
+        "logger": logging.getLogger("librdkafka"),
         # The broker is waited for; a line per refused connection would drown the log.
         "log.connection.close": False,
         "reconnect.backoff.max.ms": 1000,

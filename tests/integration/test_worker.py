@@ -259,12 +259,13 @@ def test_a_message_that_cannot_be_decoded_is_a_dead_letter_with_its_reason(mesh:
         (None, None),
         (b"c", b'{"image_id": "../x", "minio_path": "b/x"}'),
         (b"d", b"\xff\xfe"),
+        (b"e", b'{"image_id":' * 10_000),
     )
     mesh.put("good")
     mesh.start(lambda batch: [describe(mesh, value) for value in batch])
     eventually(lambda: mesh.cluster.lag(mesh.topic.name, mesh.name) == 0, "all committed")
     letters = mesh.letters()
-    assert len(letters) == 5
+    assert len(letters) == 6
     assert {letter["x-error-code"] for letter in letters} == {"invalid_message"}
     assert {letter["x-original-topic"] for letter in letters} == {mesh.topic.name}
     assert all(letter["x-error"] and letter["x-original-offset"].isdigit() for letter in letters)
