@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 # Uploads that talk to the servers at once. Most of that is waiting, and the object store's client keeps
 # 32 connections open.
-_THREADS: Final = 16
+_THREADS: Final = 32
 # A large picture holds a thread for as long as its client sends.
 _STREAM_THREADS: Final = 32
 # What is held of a picture before it is a large one.
@@ -102,7 +102,7 @@ class Intake:
         """Stores a picture of which every byte is here. Raises `Rejected` or `Unavailable`."""
         data = b"".join(pieces)
         header = read_header(data, complete=True)
-        return self._store_object(header, image_id, iter((data,)))
+        return self._store_object(header, image_id, iter((data,)), hashlib.sha256(data).hexdigest())
 
     def store_stream(self, start: bytes, image_id: str | None, blocks: Iterator[bytes]) -> StoredObject:
         """Stores a picture whose bytes are still coming. start: its first ones, which `blocks` repeats.
@@ -153,22 +153,25 @@ class Intake:
         except Unavailable:
             self._outbox.discard_unless_named(stored.upload_id, stored.minio_path)
 
-    def _store_object(self, header: Header, image_id: str | None, blocks: Iterator[bytes]) -> StoredObject:
+    def _store_object(
+        self, header: Header, image_id: str | None, blocks: Iterator[bytes], whole: str | None = None
+    ) -> StoredObject:
+        """whole: the digest of all blocks, when it is known before they are stored."""
         self._check_servers()
         upload_id = uuid7(time_ns() // 1_000_000, os.urandom(10))
         key = object_key(datetime.now(UTC).date(), upload_id, image_id, header.extension)
         minio_path = f"{self._bucket}/{key}"
         digest = hashlib.sha256()
+        if whole is None:
+            blocks = _digested(blocks, digest.update)
         try:
-            length = self._store.put(
-                minio_path, _digested(blocks, digest.update), media_type=header.media_type
-            )
+            length = self._store.put(minio_path, blocks, media_type=header.media_type, sha256=whole)
         except Unavailable:
             # The object may be there, and only the answer lost.
             self._store_in_doubt = True
             self._outbox.discard_unless_named(upload_id, minio_path)
             raise
-        return StoredObject(upload_id, minio_path, header, digest.hexdigest(), length)
+        return StoredObject(upload_id, minio_path, header, whole or digest.hexdigest(), length)
 
     def _check_servers(self) -> None:
         """Fails before an object is stored, as long as a server that was away still is.

@@ -29,7 +29,9 @@ class MemoryObjectStore(Faults):
             raise too_many_bytes(minio_path, max_bytes)
         return data
 
-    def put(self, minio_path: str, chunks: Iterable[bytes], *, media_type: str) -> int:
+    def put(
+        self, minio_path: str, chunks: Iterable[bytes], *, media_type: str, sha256: str | None = None
+    ) -> int:
         split_path(minio_path, self._allowed)
         data = b"".join(chunks)
         with self._lock:
