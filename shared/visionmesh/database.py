@@ -17,6 +17,7 @@ import stamina
 from psycopg import conninfo
 from psycopg.pq import TransactionStatus
 
+from visionmesh import columns
 from visionmesh.errors import Unavailable
 from visionmesh.settings import ROOT, Settings, get_settings
 
@@ -153,10 +154,12 @@ class Database:
             idle.close()
         try:
             with _as_outcomes():
-                return psycopg.connect(self._conninfo)
+                connection = psycopg.connect(self._conninfo)
         except BaseException:
             self._slots.put(None)
             raise
+        columns.register(connection)
+        return connection
 
     def _close_idle(self) -> None:
         taken = []

@@ -9,13 +9,13 @@ Beside the statements here, SQL lives only in `deploy/postgres/migrations`.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar, cast
 
+from visionmesh.columns import IntegerColumn, RealColumn, TextColumn, integers, reals, texts
 from visionmesh.database import Connection, Database
 from visionmesh.errors import Rejected
 
@@ -218,15 +218,6 @@ def storable_text(text: str | None) -> str | None:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
-def storable_real(values: Iterable[float]) -> list[float]:
-    """`values` rounded to float32.
-
-    Postgres refuses to cast a double that a `real` would round to zero or to infinity, and a classifier
-    that is sure of itself gives others 1e-50.
-    """
-    return array("f", values).tolist()
-
-
 class _Slices(Generic[R]):
     """Many arrays as one flat array with bounds, since `unnest` does not give back an array per row.
 
@@ -251,7 +242,7 @@ class _Slices(Generic[R]):
 _BEGIN: Final = """
     INSERT INTO task_outcomes AS stored (image_id, worker, state, attempt, started_at)
     SELECT image_id, %(worker)s, 'running', 1, now()
-    FROM unnest(%(image_ids)s::text[]) AS image_id
+    FROM unnest(%(image_ids)s) AS image_id
     ON CONFLICT (image_id, worker) DO UPDATE SET
         state = 'running',
         attempt = CASE stored.state WHEN 'running' THEN stored.attempt + 1 ELSE 1 END,
@@ -275,8 +266,8 @@ _WITHDRAW: Final = """
 
 _SAVE_FEATURES: Final = """
     INSERT INTO image_features (image_id, descriptors, model)
-    SELECT image_id, (%(flat)s::real[])[low:high], model
-    FROM unnest(%(image_ids)s::text[], %(lows)s::int[], %(highs)s::int[], %(models)s::text[])
+    SELECT image_id, (%(flat)s)[low:high], model
+    FROM unnest(%(image_ids)s, %(lows)s, %(highs)s, %(models)s)
         AS row (image_id, low, high, model)
     ON CONFLICT (image_id) DO UPDATE SET descriptors = excluded.descriptors, model = excluded.model
 """
@@ -286,12 +277,12 @@ _SAVE_PREDICTIONS: Final = """
         image_id, classifier, label, confidence, labels, probabilities, model, model_version, latency_ms
     )
     SELECT
-        image_id, classifier, label, confidence, (%(labels)s::text[])[labels_low:labels_high],
-        (%(probabilities)s::real[])[low:high], model, model_version, latency_ms
+        image_id, classifier, label, confidence, (%(labels)s)[labels_low:labels_high],
+        (%(probabilities)s)[low:high], model, model_version, latency_ms
     FROM unnest(
-        %(image_ids)s::text[], %(classifiers)s::text[], %(label)s::text[], %(confidences)s::real[],
-        %(labels_lows)s::int[], %(labels_highs)s::int[], %(lows)s::int[], %(highs)s::int[],
-        %(models)s::text[], %(model_versions)s::text[], %(latencies)s::real[]
+        %(image_ids)s, %(classifiers)s, %(label)s, %(confidences)s,
+        %(labels_lows)s, %(labels_highs)s, %(lows)s, %(highs)s,
+        %(models)s, %(model_versions)s, %(latencies)s
     ) AS row (
         image_id, classifier, label, confidence, labels_low, labels_high, low, high,
         model, model_version, latency_ms
@@ -308,7 +299,7 @@ _SAVE_OUTCOMES: Final = """
     SELECT
         image_id, worker, state, 1, error,
         CASE state WHEN 'running' THEN now() END, CASE WHEN state <> 'running' THEN now() END
-    FROM unnest(%(image_ids)s::text[], %(workers)s::text[], %(states)s::text[], %(errors)s::text[])
+    FROM unnest(%(image_ids)s, %(workers)s, %(states)s, %(errors)s)
         AS row (image_id, worker, state, error)
     ON CONFLICT (image_id, worker) DO UPDATE SET
         state = excluded.state, error = excluded.error,
@@ -333,7 +324,7 @@ class PostgresResultStore:
 
     def begin(self, worker: str, image_ids: Sequence[str]) -> None:
         with self._database.transaction() as connection:
-            connection.execute(_BEGIN, {"worker": worker, "image_ids": sorted(set(image_ids))})
+            connection.execute(_BEGIN, {"worker": worker, "image_ids": texts(sorted(set(image_ids)))})
 
     def withdraw(self, worker: str, image_ids: Sequence[str]) -> None:
         with self._database.transaction() as connection:
@@ -343,7 +334,8 @@ class PostgresResultStore:
         features = [row for row in rows if isinstance(row, FeaturesRow)]
         predictions = [row for row in rows if isinstance(row, PredictionRow)]
         outcomes = [row for row in rows if isinstance(row, OutcomeRow)]
-        with self._database.transaction() as connection:
+        # The pipeline saves waiting for the answer to each statement before sending the next.
+        with self._database.transaction() as connection, connection.pipeline():
             # In the same order of tables everywhere, again so that two writers never deadlock.
             if features:
                 connection.execute(_SAVE_FEATURES, _features_parameters(features))
@@ -353,46 +345,49 @@ class PostgresResultStore:
                 connection.execute(_SAVE_OUTCOMES, _outcomes_parameters(outcomes))
 
 
-def _features_parameters(rows: Iterable[FeaturesRow]) -> dict[str, Sequence[object]]:
+Column = TextColumn | RealColumn | IntegerColumn
+
+
+def _features_parameters(rows: Iterable[FeaturesRow]) -> dict[str, Column]:
     rows = last_of_each(rows, lambda row: (row.image_id,))
     descriptors = _Slices(row.descriptors for row in rows)
     return {
-        "image_ids": [row.image_id for row in rows],
-        "flat": storable_real(descriptors.flat),
-        "lows": descriptors.lows,
-        "highs": descriptors.highs,
-        "models": [row.model for row in rows],
+        "image_ids": texts([row.image_id for row in rows]),
+        "flat": reals(descriptors.flat),
+        "lows": integers(descriptors.lows),
+        "highs": integers(descriptors.highs),
+        "models": texts([row.model for row in rows]),
     }
 
 
-def _predictions_parameters(rows: Iterable[PredictionRow]) -> dict[str, Sequence[object]]:
+def _predictions_parameters(rows: Iterable[PredictionRow]) -> dict[str, Column]:
     rows = last_of_each(rows, lambda row: (row.image_id, row.classifier))
     labels = _Slices(row.labels for row in rows)
     probabilities = _Slices(row.probabilities for row in rows)
     return {
-        "image_ids": [row.image_id for row in rows],
-        "classifiers": [row.classifier for row in rows],
-        "label": [row.label for row in rows],
-        "confidences": storable_real(row.confidence for row in rows),
-        "labels": labels.flat,
-        "labels_lows": labels.lows,
-        "labels_highs": labels.highs,
-        "probabilities": storable_real(probabilities.flat),
-        "lows": probabilities.lows,
-        "highs": probabilities.highs,
-        "models": [row.model for row in rows],
-        "model_versions": [row.model_version for row in rows],
-        "latencies": storable_real(row.latency_ms for row in rows),
+        "image_ids": texts([row.image_id for row in rows]),
+        "classifiers": texts([row.classifier for row in rows]),
+        "label": texts([row.label for row in rows]),
+        "confidences": reals(row.confidence for row in rows),
+        "labels": texts(labels.flat),
+        "labels_lows": integers(labels.lows),
+        "labels_highs": integers(labels.highs),
+        "probabilities": reals(probabilities.flat),
+        "lows": integers(probabilities.lows),
+        "highs": integers(probabilities.highs),
+        "models": texts([row.model for row in rows]),
+        "model_versions": texts([row.model_version for row in rows]),
+        "latencies": reals(row.latency_ms for row in rows),
     }
 
 
-def _outcomes_parameters(rows: Iterable[OutcomeRow]) -> dict[str, Sequence[object]]:
+def _outcomes_parameters(rows: Iterable[OutcomeRow]) -> dict[str, Column]:
     rows = last_of_each(rows, lambda row: (row.image_id, row.worker))
     return {
-        "image_ids": [row.image_id for row in rows],
-        "workers": [row.worker for row in rows],
-        "states": [row.state for row in rows],
-        "errors": [storable_text(row.error) for row in rows],
+        "image_ids": texts([row.image_id for row in rows]),
+        "workers": texts([row.worker for row in rows]),
+        "states": texts([row.state for row in rows]),
+        "errors": texts([storable_text(row.error) for row in rows]),
     }
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import RLock
 
+from visionmesh.columns import float32
 from visionmesh.results import (
     AddedImage,
     FeaturesRow,
@@ -21,7 +22,6 @@ from visionmesh.results import (
     StoredOutcome,
     StoredPrediction,
     added_or_conflict,
-    storable_real,
     storable_text,
 )
 from visionmesh.testing.faults import Faults
@@ -94,21 +94,21 @@ class MemoryResultStore(Faults):
         known = self._features.get(row.image_id)
         self._features[row.image_id] = StoredFeatures(
             row.image_id,
-            tuple(storable_real(row.descriptors)),
+            tuple(float32(row.descriptors)),
             row.model,
             created_at=known.created_at if known else _now(),
         )
 
     def _save_prediction(self, row: PredictionRow) -> None:
         known = self._predictions.get((row.image_id, row.classifier))
-        confidence, latency_ms = storable_real((row.confidence, row.latency_ms))
+        confidence, latency_ms = float32((row.confidence, row.latency_ms))
         self._predictions[row.image_id, row.classifier] = StoredPrediction(
             row.image_id,
             row.classifier,
             row.label,
             confidence,
             row.labels,
-            tuple(storable_real(row.probabilities)),
+            tuple(float32(row.probabilities)),
             row.model,
             row.model_version,
             latency_ms,
