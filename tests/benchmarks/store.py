@@ -1,29 +1,33 @@
-"""Result upserts: `PostgresResultStore` against psycopg row by row and asyncpg's executemany.
+"""`store`: result upserts against psycopg row by row and asyncpg's `executemany`.
 
-All write the same rows of one batch, as a classifier does: a prediction and an outcome per picture, on a
-connection that is already open, one transaction per batch. asyncpg comes from the benchmarks' own
-environment; without it only the other ratio is printed.
+All write the same rows, as a classifier does: a prediction and an outcome per picture, on a connection that
+is already open, one transaction per batch. They take turns.
 """
 
 from __future__ import annotations
 
-import asyncio
-import importlib
+import argparse
+import json
 import random
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
 
 from benchmarks.figures import figure, ratio
+from benchmarks.servers import native, peer_python
 from visionmesh.database import Database, migrate
 from visionmesh.results import OutcomeRow, PostgresResultStore, PredictionRow, Row
 
-BATCHES: Final = (64, 512)
-BATCHES_PER_ROUND: Final = 20
+BATCH_SIZES: Final = (64, 512)
+BATCHES: Final = 20
 LABELS: Final = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ASYNCPG: Final = Path(__file__).parent / "peers" / "asyncpg_upserts.py"
 
 PREDICTION: Final = """
     INSERT INTO predictions (
@@ -34,120 +38,141 @@ PREDICTION: Final = """
         model_version = excluded.model_version, latency_ms = excluded.latency_ms
 """
 OUTCOME: Final = """
-    INSERT INTO task_outcomes (image_id, worker, state, attempt, error, finished_at)
-    VALUES ({}, 1, {}, now()) ON CONFLICT (image_id, worker) DO UPDATE SET
+    INSERT INTO task_outcomes (image_id, worker, state, error, attempt, finished_at)
+    VALUES ({}, 1, now()) ON CONFLICT (image_id, worker) DO UPDATE SET
         state = excluded.state, error = excluded.error, finished_at = excluded.finished_at
 """
 
 Batch = list[tuple[PredictionRow, OutcomeRow]]
-Write = Callable[[Batch], None]
+# Writes batches and returns the seconds it took.
+Way = Callable[[Sequence[Batch]], float]
 
 
-def main(dsn: str, rounds: int = 5) -> None:
-    """Prints rows per second of each way and the ratios. `dsn` is a server of no importance."""
+def main(arguments: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dsn", help="a Postgres of no importance; a native stack when absent")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    if options.dsn:
+        measure(options.dsn, options.rounds)
+        return
+    with native() as endpoints:
+        measure(endpoints.postgres_dsn, options.rounds)
+
+
+def measure(dsn: str, rounds: int) -> None:
     migrate(dsn)
-    peers = Peers(dsn)
-    with Database(dsn) as database:
-        store = PostgresResultStore(database)
-
-        def ours(batch: Batch) -> None:
-            rows: list[Row] = [row for pair in batch for row in pair]
-            store.save(rows)
-
-        ways: dict[str, Write] = {"visionmesh": ours, "psycopg row by row": peers.row_by_row}
-        if peers.has_asyncpg:
-            ways["asyncpg executemany"] = peers.executemany
-        for size in BATCHES:
-            _measure(ways, size, rounds)
-    peers.close()
+    peers = peer_python()
+    with mesh(dsn) as ours, row_by_row(dsn) as psycopg_rows:
+        ways = {"mesh": ours, "psycopg row by row": psycopg_rows}
+        if peers is None:
+            print("store: asyncpg is not installed (`make bench` installs it)")
+            for size in BATCH_SIZES:
+                measure_size(ways, size, rounds)
+            return
+        with executemany(peers, dsn) as asyncpg_rows:
+            ways["asyncpg executemany"] = asyncpg_rows
+            for size in BATCH_SIZES:
+                measure_size(ways, size, rounds)
 
 
-def _measure(ways: dict[str, Write], size: int, rounds: int) -> None:
+def measure_size(ways: dict[str, Way], size: int, rounds: int) -> None:
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, write in ways.items():
-            batches = [_batch(f"{size}-{number}-{name}-{index}", size) for index in range(BATCHES_PER_ROUND)]
-            started = time.perf_counter()
-            for batch in batches:
-                write(batch)
-            elapsed = time.perf_counter() - started
+            seconds = write([batch(f"{size}-{number}-{name}-{index}", size) for index in range(BATCHES)])
             if number > 0:  # the first round warms up statements and pages
-                speeds[name].append(2 * size * BATCHES_PER_ROUND / elapsed)
+                speeds[name].append(2 * size * BATCHES / seconds)
     for name, values in speeds.items():
-        figure(f"store {size} pictures, {name}", values, "rows/s")
-    ours = speeds["visionmesh"]
-    ratio(f"store {size} pictures, to psycopg", ours, speeds["psycopg row by row"], ">= 5")
+        figure(f"store: {name}, {size} pictures", values, "rows/s")
+    ours = speeds["mesh"]
+    ratio(f"store: mesh / psycopg, {size} pictures", ours, speeds["psycopg row by row"], ">= 5")
     if "asyncpg executemany" in speeds:
-        ratio(f"store {size} pictures, to asyncpg", ours, speeds["asyncpg executemany"], ">= 0.8")
+        ratio(f"store: mesh / asyncpg, {size} pictures", ours, speeds["asyncpg executemany"], ">= 0.8")
 
 
-def _batch(prefix: str, size: int) -> Batch:
-    batch = []
+def batch(prefix: str, size: int) -> Batch:
+    rows = []
     for index in range(size):
+        image_id = f"{prefix}-{index}"
         weights = [random.random() for _ in LABELS]
-        probabilities = tuple(weight / sum(weights) for weight in weights)
-        batch.append(
-            (
-                PredictionRow(
-                    f"{prefix}-{index}", "fast", LABELS[0], max(probabilities), LABELS, probabilities,
-                    "classifier-fast", "1", 1.5,
-                ),
-                OutcomeRow(f"{prefix}-{index}", "classifier-fast", "done"),
-            )
-        )  # fmt: skip
-    return batch
+        shares = tuple(weight / sum(weights) for weight in weights)
+        found = PredictionRow(
+            image_id, "fast", LABELS[0], max(shares), LABELS, shares, "classifier-fast", "1", 1.5
+        )
+        rows.append((found, OutcomeRow(image_id, "classifier-fast", "done")))
+    return rows
 
 
-class Peers:
-    """The two other ways, each on one open connection."""
+@contextmanager
+def mesh(dsn: str) -> Iterator[Way]:
+    with Database(dsn) as database:
+        store = PostgresResultStore(database)
 
-    def __init__(self, dsn: str) -> None:
-        self._psycopg = psycopg.connect(dsn)
-        self._loop = asyncio.new_event_loop()
-        self._asyncpg: Any = None
-        try:
-            asyncpg = importlib.import_module("asyncpg")
-        except ModuleNotFoundError:
-            return
-        self._asyncpg = self._loop.run_until_complete(asyncpg.connect(dsn))
+        def write(batches: Sequence[Batch]) -> float:
+            rows: list[list[Row]] = [[row for pair in batch for row in pair] for batch in batches]
+            started = time.perf_counter()
+            for each in rows:
+                store.save(each)
+            return time.perf_counter() - started
 
-    @property
-    def has_asyncpg(self) -> bool:
-        return self._asyncpg is not None
-
-    def row_by_row(self, batch: Batch) -> None:
-        prediction = PREDICTION.format(", ".join(["%s"] * 9))
-        outcome = OUTCOME.format("%s, %s, %s", "%s")
-        for found, ended in batch:
-            self._psycopg.execute(prediction, _values(found))
-            self._psycopg.execute(outcome, (ended.image_id, ended.worker, ended.state, ended.error))
-        self._psycopg.commit()
-
-    def executemany(self, batch: Batch) -> None:
-        self._loop.run_until_complete(self._executemany(batch))
-
-    async def _executemany(self, batch: Batch) -> None:
-        prediction = PREDICTION.format(", ".join(f"${n}" for n in range(1, 10)))
-        outcome = OUTCOME.format("$1, $2, $3", "$4")
-        async with self._asyncpg.transaction():
-            await self._asyncpg.executemany(prediction, [_values(found) for found, _ in batch])
-            await self._asyncpg.executemany(
-                outcome, [(ended.image_id, ended.worker, ended.state, ended.error) for _, ended in batch]
-            )
-
-    def close(self) -> None:
-        self._psycopg.close()
-        if self._asyncpg is not None:
-            self._loop.run_until_complete(self._asyncpg.close())
-        self._loop.close()
+        yield write
 
 
-def _values(row: PredictionRow) -> tuple[Any, ...]:
-    return (
-        row.image_id, row.classifier, row.label, row.confidence, list(row.labels), list(row.probabilities),
-        row.model, row.model_version, row.latency_ms,
-    )  # fmt: skip
+@contextmanager
+def row_by_row(dsn: str) -> Iterator[Way]:
+    prediction = PREDICTION.format(", ".join(["%s"] * 9))
+    outcome = OUTCOME.format(", ".join(["%s"] * 4))
+    with psycopg.connect(dsn) as connection:
+
+        def write(batches: Sequence[Batch]) -> float:
+            rows = [[(_prediction(a), _outcome(b)) for a, b in batch] for batch in batches]
+            started = time.perf_counter()
+            for each in rows:
+                for found, ended in each:
+                    connection.execute(prediction, found)
+                    connection.execute(outcome, ended)
+                connection.commit()
+            return time.perf_counter() - started
+
+        yield write
+
+
+@contextmanager
+def executemany(python: str, dsn: str) -> Iterator[Way]:
+    prediction = PREDICTION.format(", ".join(f"${number}" for number in range(1, 10)))
+    outcome = OUTCOME.format(", ".join(f"${number}" for number in range(1, 5)))
+    with subprocess.Popen(
+        [python, str(ASYNCPG), dsn], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as peer:
+        assert peer.stdin is not None
+        assert peer.stdout is not None
+        requests, answers = peer.stdin, peer.stdout
+
+        def write(batches: Sequence[Batch]) -> float:
+            request = [
+                [[prediction, [_prediction(a) for a, _ in batch]], [outcome, [_outcome(b) for _, b in batch]]]
+                for batch in batches
+            ]
+            requests.write(json.dumps(request) + "\n")
+            requests.flush()
+            answer = answers.readline()
+            if not answer:
+                raise RuntimeError(f"{ASYNCPG.name} ended with status {peer.wait()}")
+            return float(answer)
+
+        yield write
+
+
+def _prediction(row: PredictionRow) -> list[Any]:
+    labels, probabilities = list(row.labels), list(row.probabilities)
+    values = [row.image_id, row.classifier, row.label, row.confidence, labels, probabilities]
+    return [*values, row.model, row.model_version, row.latency_ms]
+
+
+def _outcome(row: OutcomeRow) -> list[Any]:
+    return [row.image_id, row.worker, row.state, row.error]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 5)
+    main(sys.argv[1:])
