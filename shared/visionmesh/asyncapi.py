@@ -36,9 +36,7 @@ _DEAD_LETTER_HEADERS: Final = {
 
 def document() -> dict[str, Any]:
     """The document as plain JSON values, the same for the same table."""
-    _, schemas = msgspec.json.schema_components(
-        [topic.contract for topic in TOPICS], ref_template=_SCHEMAS
-    )
+    _, schemas = msgspec.json.schema_components([topic.contract for topic in TOPICS], ref_template=_SCHEMAS)
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
     for topic in TOPICS:

@@ -136,8 +136,10 @@ class Replica:
         self._started_at = time.monotonic()
 
     def tend(self) -> int | None:
-        """Starts the process again when it ended and its pause is over; returns the status of one that
-        just ended."""
+        """Starts the process again when it ended and its pause is over.
+
+        Returns the status of one that just ended.
+        """
         now = time.monotonic()
         if self._process is None:
             if now >= self._start_again_at:

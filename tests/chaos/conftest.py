@@ -31,9 +31,8 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         create_topics(settings)
         S3ObjectStore.from_settings(settings).ensure_buckets()
         workers = ("feature-extractor", "classifier-fast", "classifier-balanced", "classifier-accurate")
-        mesh = Mesh(environment, directory, scale=dict.fromkeys(workers, 2), ports="free")
-        with mesh:
-            mesh.start()
+        mesh = Mesh(directory, scale=dict.fromkeys(workers, 2), ports="free")
+        with mesh.started(environment):
             mesh.wait_until_ready(120)
             rig = Rig(stack, mesh, settings)
             yield rig

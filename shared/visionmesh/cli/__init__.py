@@ -10,8 +10,14 @@ import sys
 
 import typer
 
-from visionmesh.cli import bench, classify, dlq, doctor, settings, topics, up, upload
+from visionmesh.cli import dlq, topics
+from visionmesh.cli.bench import bench
+from visionmesh.cli.classify import classify
 from visionmesh.cli.console import complain
+from visionmesh.cli.doctor import doctor
+from visionmesh.cli.settings import settings
+from visionmesh.cli.up import demo, up
+from visionmesh.cli.upload import upload
 from visionmesh.errors import Rejected, Unavailable
 
 app = typer.Typer(
@@ -20,15 +26,15 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("up")(up.up)
-app.command("demo")(up.demo)
-app.command("upload")(upload.upload)
-app.command("classify")(classify.classify)
+app.command("up")(up)
+app.command("demo")(demo)
+app.command("upload")(upload)
+app.command("classify")(classify)
 app.add_typer(topics.app, name="topics")
 app.add_typer(dlq.app, name="dlq")
-app.command("doctor")(doctor.doctor)
-app.command("settings")(settings.settings)
-app.command("bench")(bench.bench)
+app.command("doctor")(doctor)
+app.command("settings")(settings)
+app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 
 
 def main() -> None:

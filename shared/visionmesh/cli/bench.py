@@ -17,7 +17,9 @@ TESTS: Final = ROOT / "tests"
 
 def bench(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="One of them; all, one after the other, when absent.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One of them; all, one after the other, when absent.")
+    ] = None,
 ) -> None:
     """Measure; prints one line per figure. Options after the name go to the benchmark."""
     known = names()
@@ -35,5 +37,7 @@ def bench(
 def names(folder: Path = TESTS / "benchmarks") -> tuple[str, ...]:
     """The benchmarks there are: the modules of the folder that have a `main`."""
     return tuple(
-        sorted(path.stem.replace("_", "-") for path in folder.glob("*.py") if "\ndef main(" in path.read_text())
+        sorted(
+            path.stem.replace("_", "-") for path in folder.glob("*.py") if "\ndef main(" in path.read_text()
+        )
     )

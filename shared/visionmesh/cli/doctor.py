@@ -78,9 +78,7 @@ def _servers(settings: Settings) -> Iterator[Finding]:
     found = _ask("database", where, database.ping, start.format("MESH_POSTGRES_DSN"))
     yield found
     if found.problem is None:
-        yield _ask(
-            "schema", where, lambda: _schema(database), "run `python -m visionmesh.database migrate`"
-        )
+        yield _ask("schema", where, lambda: _schema(database), "run `python -m visionmesh.database migrate`")
 
 
 def _topics(settings: Settings) -> Iterator[Finding]:

@@ -24,8 +24,10 @@ _POLL_SECONDS: Final = 0.05
 def upload(
     files: Annotated[list[Path], typer.Argument(help="Pictures.")],
     url: Annotated[str | None, typer.Option(help="ingest-api; the running mesh's when absent.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="What to do, e.g. classify,qr; everything when absent.")] = None,
-    image_id: Annotated[str | None, typer.Option(help="Your own id, for one file; repeating is safe.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="E.g. classify,qr; everything when absent.")] = None,
+    image_id: Annotated[
+        str | None, typer.Option(help="Your own id, for one file; repeating is safe.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the results.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the results of one file.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per file.")] = False,
@@ -97,7 +99,8 @@ def _print(answer: dict[str, Any], *, as_json: bool, waited: bool) -> None:
     elif not waited:
         text = f"{answer['file']}: {answer['image_id']}"
     elif answer["status"] != "done":
-        text = f"{answer['file']}: {answer['image_id']} {answer['status']}: {answer['error'] or 'still working'}"
+        why = answer["error"] or "still working"
+        text = f"{answer['file']}: {answer['image_id']} {answer['status']}: {why}"
     else:
         labels = ", ".join(
             f"{item['classifier']} {item['label']} {item['confidence']:.0%}" for item in answer["predictions"]

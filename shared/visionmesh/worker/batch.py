@@ -114,7 +114,8 @@ class BatchRunner(Generic[C]):
         try:
             found = msgspec.json.decode(message.value() or b"", type=dict[str, Any]).get("image_id")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
+            # No JSON at all (a NaN is enough), but the key says the same.
+            found = (message.key() or b"").decode(errors="replace")
         return found if isinstance(found, str) and is_image_id(found) else None
 
     def _groups(self, items: Sequence[_Item[C]]) -> list[Sequence[_Item[C]]]:

@@ -1,0 +1,312 @@
+"""The mesh as its users see it: `mesh up`, pictures in by HTTP and by Kafka, answers out by HTTP.
+
+One mesh for the whole module, on free ports, on the stack that MESH_TEST_STACK names.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import httpx
+import psutil
+import pytest
+from confluent_kafka import Producer
+from minio import Minio
+
+from visionmesh.settings import ROOT, Settings
+from visionmesh.worker.dead_letters import DeadLetter, read_dead_letters
+
+CAT = ROOT / "samples" / "cat.jpg"
+IMAGES = "images-input-stream"
+FEATURES = "image-features-stream"
+EXTRACTOR = "feature-extractor"
+
+# How long anything may take on a busy machine; nothing is asserted about how long it did take.
+DEADLINE_SECONDS = 60.0
+
+T = TypeVar("T")
+
+
+def until(question: Callable[[], T | None], what: str) -> T:
+    """The first answer of `question` that is not None."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while (answer := question()) is None:
+        assert time.monotonic() < deadline, f"no {what} after {DEADLINE_SECONDS:.0f} s"
+        time.sleep(0.02)
+    return answer
+
+
+@dataclass(frozen=True)
+class RunningMesh:
+    """A mesh in a process of its own, as `running.json` describes it."""
+
+    process: subprocess.Popen[bytes]
+    directory: Path
+    environment: dict[str, str]
+    http: httpx.Client
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads((self.directory / "running.json").read_text())
+        return state
+
+    def settings(self) -> Settings:
+        values = {name.removeprefix("MESH_").lower(): value for name, value in self.environment.items()}
+        return Settings(**values)  # type: ignore[arg-type]
+
+    def publish(self, topic: str, key: str, value: bytes) -> None:
+        """As a plain producer would, that knows nothing of the mesh."""
+        producer = Producer({"bootstrap.servers": self.environment["MESH_KAFKA_BOOTSTRAP"]})
+        producer.produce(topic, value, key)
+        assert producer.flush(30) == 0
+
+    def store(self, key: str, data: bytes) -> str:
+        client = Minio(
+            self.environment["MESH_S3_ENDPOINT"],
+            self.environment["MESH_S3_ACCESS_KEY"],
+            self.environment["MESH_S3_SECRET_KEY"],
+            secure=False,
+        )
+        client.put_object("raw-images", key, io.BytesIO(data), len(data))
+        return f"raw-images/{key}"
+
+    def outcome(self, image_id: str) -> dict[str, Any]:
+        """`GET /predictions/{image_id}` once the work has come to an end."""
+
+        def ended() -> dict[str, Any] | None:
+            answer = self.http.get(f"/predictions/{image_id}")
+            found: dict[str, Any] = answer.json()
+            return found if answer.status_code == 200 and found["status"] != "processing" else None
+
+        return until(ended, f"end of {image_id}")
+
+    def dead_letter(self, topic: str, group: str, key: str) -> DeadLetter:
+        def found() -> DeadLetter | None:
+            letters = read_dead_letters(self.settings(), f"{topic}.{group}.dlq")
+            return next((letter for letter in letters if letter.key == key.encode()), None)
+
+        return until(found, f"dead letter of {key}")
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
+    directory = tmp_path_factory.mktemp("mesh")
+    stack = os.environ.get("MESH_TEST_STACK", "embedded")
+    command = ["up", "--ports", "free", "--stack", stack, "--directory", str(directory)]
+    with (directory / "mesh.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "visionmesh.cli", *command],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    try:
+
+        def up() -> bool | None:
+            text = (directory / "mesh.log").read_text()
+            assert process.poll() is None, text
+            return True if "visionmesh is up" in text else None
+
+        until(up, "mesh")
+        state = json.loads((directory / "running.json").read_text())
+        url = next(one["url"] for one in state["replicas"] if one["service"] == "ingest-api")
+        with httpx.Client(base_url=url, timeout=30) as client:
+            yield RunningMesh(process, directory, state["environment"], client)
+    finally:
+        family = [process_of(process.pid), *process_of(process.pid).children(recursive=True)]
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        _, left = psutil.wait_procs(family, timeout=10)
+        for one in left:
+            one.kill()
+        assert not left, "mesh up left processes behind"
+        assert not (directory / "running.json").exists()
+
+
+def process_of(pid: int) -> psutil.Process:
+    return psutil.Process(pid)
+
+
+def assert_served_in_full(mesh: RunningMesh, image_id: str) -> None:
+    found = mesh.outcome(image_id)
+    assert found["status"] == "done", found
+    assert {one["classifier"] for one in found["predictions"]} == {"fast", "balanced", "accurate"}
+    for one in found["predictions"]:
+        assert one["label"] == "cat"
+        assert 0 < one["confidence"] <= 1
+        assert sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+    results = mesh.http.get(f"/results/{image_id}").json()
+    assert results["features"]["descriptor_count"] == len(results["features"]["descriptors"]) == 20
+
+
+def test_an_uploaded_picture_gets_three_labels(mesh: RunningMesh) -> None:
+    answer = mesh.http.post("/upload", files={"file": ("cat.jpg", CAT.read_bytes())})
+    assert answer.status_code == 202, answer.text
+    assert_served_in_full(mesh, answer.json()["image_id"])
+
+
+def test_a_message_of_the_seeds_fields_for_an_object_that_was_never_uploaded_is_served_in_full(
+    mesh: RunningMesh,
+) -> None:
+    image_id = f"plain-{uuid4()}"
+    path = mesh.store(f"2024/10/06/{image_id}.jpg", CAT.read_bytes())
+    mesh.publish(IMAGES, image_id, json.dumps({"image_id": image_id, "minio_path": path}).encode())
+    assert_served_in_full(mesh, image_id)
+    assert mesh.http.get(f"/results/{image_id}").json()["image"] is None
+
+
+def test_the_same_message_twice_changes_nothing(mesh: RunningMesh) -> None:
+    image_id = f"twice-{uuid4()}"
+    path = mesh.store(f"{image_id}.jpg", CAT.read_bytes())
+    message = json.dumps({"image_id": image_id, "minio_path": path}).encode()
+    mesh.publish(IMAGES, image_id, message)
+    mesh.outcome(image_id)
+    first = mesh.http.get(f"/results/{image_id}").json()
+    mesh.publish(IMAGES, image_id, message)
+    # The next message of the same key is behind the repeated one in its partition.
+    follower = {"image_id": image_id, "minio_path": "raw-images/gone.jpg"}
+    mesh.publish(IMAGES, image_id, json.dumps(follower).encode())
+    mesh.dead_letter(IMAGES, EXTRACTOR, image_id)
+    second = mesh.http.get(f"/results/{image_id}").json()
+    assert second["features"] == first["features"]
+    labels = [[(one["classifier"], one["label"]) for one in each["predictions"]] for each in (first, second)]
+    assert labels[0] == labels[1]
+
+
+def test_a_task_that_is_not_the_extractors_is_no_failure(mesh: RunningMesh) -> None:
+    answer = mesh.http.post("/upload?tasks=qr", files={"file": ("cat.jpg", CAT.read_bytes())})
+    found = mesh.outcome(answer.json()["image_id"])
+    assert found["status"] == "done"
+    assert found["predictions"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("raw-images/{}/../../secrets.jpg", "bad_path"),
+        ("other-bucket/{}.jpg", "bucket_not_allowed"),
+        ("raw-images/{}-missing.jpg", "object_not_found"),
+    ],
+)
+def test_a_path_that_can_never_work_is_a_dead_letter_and_a_failed_outcome(
+    mesh: RunningMesh, path: str, code: str
+) -> None:
+    image_id = f"bad-{uuid4()}"
+    message = json.dumps({"image_id": image_id, "minio_path": path.format(image_id)}).encode()
+    mesh.publish(IMAGES, image_id, message)
+    found = mesh.outcome(image_id)
+    assert found["status"] == "failed"
+    assert code in found["error"]
+    letter = mesh.dead_letter(IMAGES, EXTRACTOR, image_id)
+    assert letter.headers["x-error-code"] == code
+    assert letter.headers["x-original-topic"] == IMAGES
+    assert letter.value == message
+
+
+def test_a_picture_that_is_none_is_a_dead_letter_and_a_failed_outcome(mesh: RunningMesh) -> None:
+    image_id = f"text-{uuid4()}"
+    path = mesh.store(f"{image_id}.jpg", b"this is no picture")
+    mesh.publish(IMAGES, image_id, json.dumps({"image_id": image_id, "minio_path": path}).encode())
+    assert "not_an_image" in mesh.outcome(image_id)["error"]
+    assert mesh.dead_letter(IMAGES, EXTRACTOR, image_id).headers["x-error-code"] == "not_an_image"
+
+
+def test_invalid_json_is_a_dead_letter(mesh: RunningMesh) -> None:
+    key = f"json-{uuid4()}"
+    mesh.publish(IMAGES, key, b'{"image_id": "half')
+    letter = mesh.dead_letter(IMAGES, EXTRACTOR, key)
+    assert letter.value == b'{"image_id": "half'
+    assert letter.headers["x-error-code"] == "invalid_message"
+    assert mesh.outcome(key)["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "count"), [([0.5] * 19, 19), ([0.5] * 19, 20), ([0.5] * 19 + [float("nan")], 20)]
+)
+@pytest.mark.parametrize("classifier", ["classifier-fast"])
+def test_bad_descriptors_are_a_dead_letter_of_each_classifier(
+    mesh: RunningMesh, classifier: str, descriptors: list[float], count: int
+) -> None:
+    image_id = f"floats-{uuid4()}"
+    message = {"image_id": image_id, "descriptors": descriptors, "descriptor_count": count}
+    mesh.publish(FEATURES, image_id, json.dumps(message).encode())
+    letter = mesh.dead_letter(FEATURES, classifier, image_id)
+    assert letter.headers["x-error"]
+    assert mesh.outcome(image_id)["status"] == "failed"
+
+
+def test_a_killed_replica_is_started_again(mesh: RunningMesh) -> None:
+    def replica() -> dict[str, Any]:
+        found: dict[str, Any] = next(
+            one for one in mesh.state()["replicas"] if one["service"] == "classifier-fast"
+        )
+        return found
+
+    before = replica()
+    os.kill(before["pid"], signal.SIGKILL)
+    answer = mesh.http.post("/upload", files={"file": ("cat.jpg", CAT.read_bytes())})
+    assert_served_in_full(mesh, answer.json()["image_id"])
+    after = replica()
+    assert after["restarts"] == before["restarts"] + 1
+    assert after["url"] == before["url"]
+    assert after["pid"] != before["pid"]
+
+
+def run_cli(mesh: RunningMesh, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "visionmesh.cli", *arguments],
+        env=os.environ | mesh.environment,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+
+
+def test_upload_waits_and_says_the_labels(mesh: RunningMesh, tmp_path: Path) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    ended = run_cli(mesh, "upload", str(CAT), str(text), "--wait", "--json", "--url", str(mesh.http.base_url))
+    first, second = (json.loads(line) for line in ended.stdout.splitlines())
+    assert first["status"] == "done", ended.stderr
+    assert {one["label"] for one in first["predictions"]} == {"cat"}
+    assert second["error_code"] == "not_an_image"
+    assert ended.returncode == 1
+
+
+def test_topics_lists_every_group(mesh: RunningMesh) -> None:
+    ended = run_cli(mesh, "topics", "--json")
+    assert ended.returncode == 0, ended.stderr
+    rows = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert {"feature-extractor", "classifier-fast"} <= {row["group"] for row in rows}
+    assert {row["partitions"] for row in rows} == {12}
+
+
+def test_a_dead_letter_is_replayed_once_with_its_key_and_bytes(mesh: RunningMesh) -> None:
+    image_id = f"late-{uuid4()}"
+    path = f"raw-images/{image_id}.jpg"
+    mesh.publish(IMAGES, image_id, json.dumps({"image_id": image_id, "minio_path": path}).encode())
+    mesh.dead_letter(IMAGES, EXTRACTOR, image_id)
+    mesh.store(f"{image_id}.jpg", CAT.read_bytes())
+    topic = f"{IMAGES}.{EXTRACTOR}.dlq"
+    ended = run_cli(mesh, "dlq", "replay", topic, "--yes")
+    assert ended.returncode == 0, ended.stderr
+    until(lambda: True if mesh.outcome(image_id)["status"] == "done" else None, "replayed result")
+    assert_served_in_full(mesh, image_id)
+
+    def waiting_letters() -> list[DeadLetter]:
+        letters = read_dead_letters(mesh.settings(), topic)
+        return [letter for letter in letters if letter.key == image_id.encode() and not letter.replayed]
+
+    assert waiting_letters() == []
