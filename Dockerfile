@@ -32,9 +32,10 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
 
 
-# Also runs the one-shot `migrate` and `topics`, hence the migrations.
+# Also runs the one-shot `migrate` and `topics`, hence the migrations and the picture.
 FROM ingest-api-dependencies AS ingest-api
 COPY deploy/postgres /app/deploy/postgres
+COPY samples/cat.jpg /app/samples/
 COPY shared /app/shared
 COPY services/ingest_api /app/services/ingest_api
 RUN python -m compileall -q --invalidation-mode unchecked-hash /app

@@ -132,6 +132,8 @@ def _verified(path: Path, sha256: str) -> bytes:
 
 def _session(content: bytes) -> onnxruntime.InferenceSession:
     """One thread per session: replicas are how work is spread, and a container has half a core."""
+    # Since 1.31 the wheels report to their maker unless told not to; a self-hosted mesh tells nobody.
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -6,9 +6,10 @@ buckets of the allow-list and keys that name one plain object.
 
 from __future__ import annotations
 
+import sys
 import time
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Final, Protocol, Self, cast
@@ -23,7 +24,7 @@ from urllib3.exceptions import HTTPError
 
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.observability.metrics import OBJECT_STORE_SECONDS
-from visionmesh.settings import Settings
+from visionmesh.settings import ROOT, Settings, get_settings
 
 # S3's limit for a key, taken here for the whole path.
 PATH_MAX_BYTES: Final = 1024
@@ -318,3 +319,28 @@ def _outcome(error: S3Error, operation: str, minio_path: str) -> Rejected | Unav
         return Rejected("bad_path", f"the object store refuses the name: {error.message}")
     # Overload; and also refused credentials or access, or no bucket to put into: that is not the message.
     return Unavailable("object_store", f"{error.code}: {error.message}")
+
+
+def prepare(store: ObjectStore, settings: Settings) -> None:
+    """Makes the buckets, and puts the picture there that the walk-through of the README asks for."""
+    store.ensure_buckets()
+    picture = ROOT / "samples" / "cat.jpg"
+    store.put(f"{settings.s3_upload_bucket}/test.jpg", [picture.read_bytes()], media_type="image/jpeg")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m visionmesh.object_store prepare`: what the one-shot `topics` container runs."""
+    if list(arguments) != ["prepare"]:
+        sys.stderr.write("usage: python -m visionmesh.object_store prepare\n")
+        return 2
+    settings = get_settings()
+    try:
+        prepare(S3ObjectStore.from_settings(settings), settings)
+    except Unavailable as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

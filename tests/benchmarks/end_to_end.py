@@ -87,8 +87,8 @@ def running_mesh() -> Iterator[tuple[NativeStack, Mesh]]:
         migrate(endpoints.postgres_dsn)
         create_topics(settings)
         S3ObjectStore.from_settings(settings).ensure_buckets()
-        with Mesh(endpoints.environment(), Path(name), ports="free") as mesh:
-            mesh.start()
+        mesh = Mesh(Path(name), ports="free")
+        with mesh.started(endpoints.environment()):
             mesh.wait_until_ready(120)
             stop = threading.Event()
             keeper = threading.Thread(target=mesh.keep, args=(stop.is_set,))

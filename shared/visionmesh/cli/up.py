@@ -98,9 +98,8 @@ def _mesh(
     stack: StackName, scale: list[str], directory: Path, ports: PortsName, stopped: Callable[[], bool]
 ) -> Iterator[Mesh]:
     """Everything up and ready; everything down at the end."""
-    from visionmesh import database, kafka
+    from visionmesh import database, kafka, object_store
     from visionmesh.mesh import Mesh, MeshError, parse_scale
-    from visionmesh.object_store import S3ObjectStore
     from visionmesh.settings import get_settings
     from visionmesh.stack import StackError, open_stack
 
@@ -124,7 +123,7 @@ def _mesh(
             database.migrate(settings.postgres_dsn.get_secret_value())
             if stack is StackName.native:
                 kafka.create_topics(settings)
-            S3ObjectStore.from_settings(settings).ensure_buckets()
+            object_store.prepare(object_store.S3ObjectStore.from_settings(settings), settings)
             complain("starting the services")
             with mesh.started(environment):
                 mesh.wait_until_ready(_READY_SECONDS, stopped)
