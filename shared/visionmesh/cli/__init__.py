@@ -6,6 +6,7 @@ at once.
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import typer
@@ -39,6 +40,8 @@ app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown
 
 def main() -> None:
     """The console script. A failure that is nobody's bug is one sentence, not a traceback."""
+    # librdkafka repeats at every attempt what the sentence below says once.
+    logging.getLogger("librdkafka").addHandler(logging.NullHandler())
     try:
         app()
     except Unavailable as error:

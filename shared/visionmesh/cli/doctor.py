@@ -31,21 +31,13 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per finding.")] = False,
 ) -> None:
     """Look at every server and service; the exit status is 1 when anything is wrong."""
-    from rich.console import Console
-    from rich.table import Table
-
     connect()
     from visionmesh.settings import get_settings
 
     state = running()
     findings = [*_servers(get_settings()), *_services(state), *_capacity(state)]
-    table = Table("what", "where", "state", "what to do")
     for finding in findings:
-        if as_json:
-            sys.stdout.write(json.dumps(asdict(finding)) + "\n")
-        table.add_row(finding.name, finding.address, finding.problem or "well", finding.advice or "")
-    if not as_json:
-        Console().print(table)
+        sys.stdout.write((json.dumps(asdict(finding)) if as_json else _for_people(finding)) + "\n")
     if any(finding.problem for finding in findings):
         raise SystemExit(1)
 
@@ -58,13 +50,15 @@ def _servers(settings: Settings) -> Iterator[Finding]:
     from visionmesh.object_store import S3ObjectStore
 
     start = "start it (`mesh up`, or docker compose up) or set {}"
-    yield _ask(
+    kafka = _ask(
         "kafka",
         settings.kafka_bootstrap,
         lambda: KafkaPublisher(settings).ping(),
         start.format("MESH_KAFKA_BOOTSTRAP"),
     )
-    yield from _topics(settings)
+    yield kafka
+    if kafka.problem is None:
+        yield from _topics(settings)
     yield _ask(
         "object store",
         settings.s3_endpoint,
@@ -82,7 +76,7 @@ def _servers(settings: Settings) -> Iterator[Finding]:
 
 
 def _topics(settings: Settings) -> Iterator[Finding]:
-    """Whether every topic exists, and its lag; nothing when Kafka is away, which was said already."""
+    """Whether every topic exists, and how much of it waits for each group."""
     from visionmesh.errors import Unavailable
     from visionmesh.kafka import partition_offsets
     from visionmesh.topics import TOPICS
@@ -132,6 +126,12 @@ def _capacity(state: dict[str, Any] | None) -> Iterator[Finding]:
                 f"only {PARTITIONS} have work: a topic has {PARTITIONS} partitions",
                 f"--scale {service}={PARTITIONS} at most",
             )
+
+
+def _for_people(finding: Finding) -> str:
+    if finding.problem is None:
+        return f"well   {finding.name}: {finding.address}"
+    return f"WRONG  {finding.name}: {finding.address}\n       {finding.problem}\n       do: {finding.advice}"
 
 
 def _ask(name: str, address: str, question: Callable[[], None], advice: str) -> Finding:

@@ -1,0 +1,33 @@
+"""`mesh demo --once`: the first thing anyone runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from visionmesh.settings import ROOT
+
+SAMPLES = sorted(path.name for path in (ROOT / "samples").iterdir() if path.suffix in {".jpg", ".png"})
+
+
+@pytest.mark.timeout(240)
+def test_the_demo_shows_three_labels_for_every_sample_and_leaves_nothing(tmp_path: Path) -> None:
+    stack = os.environ.get("MESH_TEST_STACK", "embedded")
+    options = ["demo", "--once", "--ports", "free", "--stack", stack, "--directory", str(tmp_path)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "visionmesh.cli", *options],
+        env=os.environ | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert ended.returncode == 0, ended.stderr
+    rows = [line for line in ended.stdout.splitlines() if any(name in line for name in SAMPLES)]
+    assert len(rows) == len(SAMPLES)
+    assert all(row.count("%") == 3 and row.rstrip(" │").endswith(" ms") for row in rows)
+    assert not (tmp_path / "running.json").exists()

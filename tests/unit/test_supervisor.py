@@ -1,0 +1,128 @@
+"""The supervisor's own decisions; what it does to real services is tested end to end."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from visionmesh import mesh as supervisor
+from visionmesh.mesh import Mesh, MeshError, Replica, Service, parse_scale, running_file
+
+
+def test_a_scale_is_read() -> None:
+    assert parse_scale(["classifier-fast=3", "feature-extractor=2"]) == {
+        "classifier-fast": 3,
+        "feature-extractor": 2,
+    }
+
+
+@pytest.mark.parametrize("text", ["classifier-slow=2", "classifier-fast", "classifier-fast=-1", "=2", ""])
+def test_a_scale_that_is_not_understood_is_refused(text: str) -> None:
+    with pytest.raises(MeshError):
+        parse_scale([text])
+
+
+def test_the_first_replica_owns_the_published_port_and_further_ones_take_free_ports(tmp_path: Path) -> None:
+    mesh = Mesh(tmp_path, scale={"classifier-fast": 3}, ports="free")
+    assert len(mesh.replicas) == 7
+    assert len({replica.port for replica in mesh.replicas}) == 7
+    published = {service.port for service in supervisor.SERVICES}
+    assert not published & {replica.port for replica in mesh.replicas}
+
+
+def test_a_taken_port_is_named_with_its_service_and_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:
+        taken.bind((supervisor.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(supervisor, "SERVICES", (Service("ingest-api", "ingest_api", port),))
+        with pytest.raises(MeshError, match=rf"Port {port}.*ingest-api.*--ports free"):
+            Mesh(tmp_path)
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package `crashing` whose program each test writes."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return folder / "crashing.py"
+
+
+def test_what_crashes_is_started_again_with_growing_pauses(
+    tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package.write_text("raise SystemExit(3)")
+    now = 0.0
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: now)
+    replica = Replica(Service("crashing", "crashing", 1), 1, 1, tmp_path / "log")
+    replica.start(os.environ)
+    pauses = []
+    for _ in range(4):
+        assert replica._process is not None
+        replica._process.wait(30)
+        assert replica.tend() == 3
+        before = now
+        while replica.pid is None:
+            now += 0.25
+            replica.tend()
+        pauses.append(now - before)
+    replica.stop(10)
+    assert pauses == sorted(pauses)
+    assert pauses[-1] > pauses[0]
+    assert replica.restarts == 4
+
+
+def test_a_mesh_that_stops_ends_what_ignores_sigterm(
+    tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package.write_text(
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\n"
+        "while True: time.sleep(1)\n"
+    )
+    monkeypatch.setattr(supervisor, "SERVICES", (Service("crashing", "crashing", 1),))
+    reports: list[str] = []
+    mesh = Mesh(tmp_path, ports="free", report=reports.append)
+    with mesh.started({"MESH_KAFKA_BOOTSTRAP": "x"}):
+        (replica,) = mesh.replicas
+        deadline = time.monotonic() + 30
+        while "deaf" not in replica.last_lines():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        pid = replica.pid
+        assert pid is not None
+        assert running_file(tmp_path).stat().st_mode & 0o077 == 0
+        mesh.stop(0.2)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert re.search("crashing-1 .* was killed", reports[0])
+    assert not running_file(tmp_path).exists()
+
+
+def test_a_service_that_never_gets_ready_is_named_with_its_log(
+    tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package.write_text("import time\nprint('waiting for godot', flush=True)\ntime.sleep(60)")
+    monkeypatch.setattr(supervisor, "SERVICES", (Service("crashing", "crashing", 1),))
+    mesh = Mesh(tmp_path, ports="free")
+    with mesh.started({}), pytest.raises(MeshError, match=r"crashing-1: nothing answers"):
+        mesh.wait_until_ready(0.5)
+
+
+def test_the_command_answers_help_without_importing_what_is_heavy() -> None:
+    program = (
+        "import sys, visionmesh.cli\n"
+        "print([n for n in ('numpy', 'onnxruntime', 'confluent_kafka', 'minio', 'psycopg', 'httpx') "
+        "if n in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
