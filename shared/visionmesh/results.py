@@ -495,10 +495,12 @@ class PostgresImages:
 
     def results(self, image_id: str) -> ImageResults | None:
         with self._database.transaction() as connection:
+            # Outcomes first: each statement sees what is committed by then, and results are committed
+            # together with their outcome, so whoever is `done` here has its results below.
+            outcomes = connection.execute(_OUTCOMES, (image_id,)).fetchall()
             image = connection.execute(_IMAGE, (image_id,)).fetchone()
             features = connection.execute(_FEATURES, (image_id,)).fetchone()
             predictions = connection.execute(_PREDICTIONS, (image_id,)).fetchall()
-            outcomes = connection.execute(_OUTCOMES, (image_id,)).fetchall()
         if image is None and features is None and not predictions and not outcomes:
             return None
         return ImageResults(
