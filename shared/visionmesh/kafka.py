@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any, Final, Protocol, cast
 
@@ -139,7 +140,9 @@ def producer_config(settings: Settings) -> dict[str, Any]:
         "acks": "all",
         "compression.type": "zstd",
         "linger.ms": 2,
-        "message.max.bytes": DEAD_LETTER_MAX_BYTES,
+        # The most there is: the brokers' limits are on the compressed size, this one is not, and what
+        # came in compressed must fit into a dead letter.
+        "message.max.bytes": 1_000_000_000,
         "message.timeout.ms": settings.kafka_message_timeout_ms,
         # A topic that is still unknown after this is missing, and the error can say so.
         "topic.metadata.propagation.max.ms": 5000,
@@ -162,9 +165,12 @@ class KafkaPublisher:
     def send(self, record: Record, on_delivery: Delivered) -> None:
         """Queues one record and returns; `on_delivery(None | error text)` is called by a later `poll`.
 
-        Raises `Unavailable` when the local queue is full, which happens only while Kafka is away.
+        Raises `Unavailable` when the local queue is full, which happens only while Kafka is away, or when
+        the producer had to be replaced.
         """
-        self._produce(record, lambda error, _: on_delivery(None if error is None else error.str()))
+        self._produce(
+            self._producer, record, lambda error, _: on_delivery(None if error is None else error.str())
+        )
 
     def poll(self, timeout: float) -> None:
         """Serves the delivery reports of `send`, waiting up to `timeout` seconds for the first."""
@@ -190,7 +196,7 @@ class KafkaPublisher:
                     refused[index] = alone.str()
         for index, error in failed.items():
             if index not in refused:
-                raise _unavailable(error)
+                raise unavailable(error)
         return refused
 
     def ping(self) -> None:
@@ -198,7 +204,7 @@ class KafkaPublisher:
         try:
             self._producer.list_topics(timeout=_PING_SECONDS)
         except KafkaException as error:
-            raise _unavailable(error.args[0]) from error
+            raise unavailable(error.args[0]) from error
 
     def close(self, timeout: float = 5.0) -> None:
         """Waits up to `timeout` seconds for what is still on its way."""
@@ -208,47 +214,44 @@ class KafkaPublisher:
         self, records: Sequence[Record], indices: Sequence[int], give_up: Callable[[], bool]
     ) -> dict[int, KafkaError]:
         """One try of these records; what was not acknowledged, as index → error."""
+        # The same throughout: another thread may replace it, and each serves only its own reports.
+        producer = self._producer
         waiting = set(indices)
         failed: dict[int, KafkaError] = {}
 
-        def report_of(index: int) -> Callable[[KafkaError | None, Any], None]:
-            def report(error: KafkaError | None, _: Any) -> None:
-                waiting.discard(index)
-                if error is not None:
-                    failed[index] = error
-
-            return report
+        def report(index: int, error: KafkaError | None, _: Any) -> None:
+            waiting.discard(index)
+            if error is not None:
+                failed[index] = error
 
         for index in indices:
             try:
-                self._produce(records[index], report_of(index))
+                self._produce(producer, records[index], partial(report, index))
             except KafkaException as error:
                 waiting.discard(index)
                 failed[index] = error.args[0]
         # flush() returning 0 would only say that the queue is empty; the reports say what became of it.
         while waiting:
-            self._producer.flush(_FLUSH_SLICE_SECONDS)
+            producer.flush(_FLUSH_SLICE_SECONDS)
             if waiting and give_up():
                 raise Unavailable("kafka", "stopped while waiting for an acknowledgement")
         return failed
 
-    def _produce(self, record: Record, report: Callable[[KafkaError | None, Any], None]) -> None:
+    def _produce(
+        self, producer: Producer, record: Record, report: Callable[[KafkaError | None, Any], None]
+    ) -> None:
         headers = list(record.headers) or None
-        for _ in range(2):
-            producer = self._producer
-            try:
-                producer.produce(record.topic, record.value, record.key, headers=headers, on_delivery=report)
-            except BufferError as error:
-                raise Unavailable("kafka", "the producer's queue is full") from error
-            except KafkaException as error:
-                # A fatal idempotence error shows as _FATAL here (its own .fatal() is False); only a new
-                # producer goes on.
-                if error.args[0].code() != KafkaError._FATAL:
-                    raise
-                self._replace(producer)
-            else:
-                return
-        raise Unavailable("kafka", "the producer failed twice in a row")
+        try:
+            producer.produce(record.topic, record.value, record.key, headers=headers, on_delivery=report)
+        except BufferError as error:
+            raise Unavailable("kafka", "the producer's queue is full") from error
+        except KafkaException as error:
+            # A fatal idempotence error shows as _FATAL here (its own .fatal() is False). Only a new producer
+            # goes on, and with the whole batch: nobody would serve the reports of the old one.
+            if error.args[0].code() != KafkaError._FATAL:
+                raise
+            self._replace(producer)
+            raise Unavailable("kafka", f"the producer was replaced: {error.args[0].str()}") from error
 
     def _replace(self, broken: Producer) -> None:
         with self._lock:
@@ -257,7 +260,8 @@ class KafkaPublisher:
                 self._producer = Producer(self._config)
 
 
-def _unavailable(error: KafkaError) -> Unavailable:
+def unavailable(error: KafkaError) -> Unavailable:
+    """`error` as the outcome that the mesh knows."""
     if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
         return Unavailable("kafka", f"{error.str()} (create the topics with `mesh topics create`)")
     return Unavailable("kafka", error.str())
@@ -275,7 +279,8 @@ class PartitionOffsets:
     @property
     def lag(self) -> int:
         """Messages that the group has not finished."""
-        return self.high - (self.low if self.committed is None else max(self.committed, self.low))
+        # A topic that was made anew may end before what was committed of the old one.
+        return max(0, self.high - max(self.low, self.committed or 0))
 
 
 def partition_offsets(settings: Settings, topic: str, group: str) -> list[PartitionOffsets]:
@@ -284,7 +289,7 @@ def partition_offsets(settings: Settings, topic: str, group: str) -> list[Partit
     try:
         metadata = consumer.list_topics(topic, timeout=5).topics[topic]
         if metadata.error is not None:
-            raise _unavailable(metadata.error)
+            raise unavailable(metadata.error)
         partitions = [TopicPartition(topic, number) for number in sorted(metadata.partitions)]
         found = []
         for position in consumer.committed(partitions, timeout=5):
@@ -293,7 +298,7 @@ def partition_offsets(settings: Settings, topic: str, group: str) -> list[Partit
             found.append(PartitionOffsets(position.partition, low, high, committed))
         return found
     except KafkaException as error:
-        raise _unavailable(error.args[0]) from error
+        raise unavailable(error.args[0]) from error
     finally:
         consumer.close()
 
@@ -336,7 +341,7 @@ def create_topics(settings: Settings, *, wait_seconds: float = 60.0) -> list[str
             created.append(name)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise _unavailable(error.args[0]) from error
+                raise unavailable(error.args[0]) from error
     return created
 
 
@@ -348,7 +353,7 @@ def _wait_for_broker(admin: AdminClient, seconds: float) -> None:
             return
         except KafkaException as error:
             if time.monotonic() > deadline:
-                raise _unavailable(error.args[0]) from error
+                raise unavailable(error.args[0]) from error
 
 
 def main(arguments: Sequence[str]) -> int:

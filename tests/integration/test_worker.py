@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from visionmesh.contracts import ImageFeatures, ImageUploaded
@@ -29,10 +29,10 @@ from visionmesh.kafka import (
 from visionmesh.results import FeaturesRow
 from visionmesh.settings import Settings
 from visionmesh.stack import Stack
-from visionmesh.testing.kafka import MemoryBroker
+from visionmesh.testing.kafka import MemoryBroker, MemoryConsumer, MemoryMessage
 from visionmesh.testing.results import MemoryResultStore
 from visionmesh.topics import Topic
-from visionmesh.worker.dead_letters import read_dead_letters, replay
+from visionmesh.worker.dead_letters import Failure, dead_letter, read_dead_letters, replay
 from visionmesh.worker.loop import Worker
 from visionmesh.worker.step import Done, Outgoing, Skipped, Step, Verdict
 
@@ -522,4 +522,404 @@ def test_dead_letters_are_read_and_sent_home_once(request: pytest.FixtureRequest
     assert replay(settings, mesh.dlq) == 0
     assert all(letter.replayed for letter in read_dead_letters(settings, mesh.dlq))
     mesh.stop()
+    cluster.publisher.close()
+
+
+# Deaths: a process can end between any two effects. What is left behind by each, and how it is mended.
+
+
+class Died(BaseException):
+    """The process ended here."""
+
+
+class Mortal:
+    """Passes everything on to `inner`, and dies once, before or after a call of `method`."""
+
+    def __init__(self, inner: Any, method: str, when: str, die: Callable[[], None]) -> None:
+        self._inner, self._method, self._when, self._die = inner, method, when, die
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if name != self._method:
+            return found
+
+        def dying(*arguments: Any, **options: Any) -> Any:
+            if self._when == "before":
+                self._die()
+            answer = found(*arguments, **options)
+            if self._when == "after":
+                self._die()
+            return answer
+
+        return dying
+
+
+def run_until_death(mesh: Mesh, step: Step[ImageUploaded], method: str = "", when: str = "") -> None:
+    """A worker that dies at a call of its store, publisher or consumer, or where `step` raises `Died`."""
+    assert isinstance(mesh.cluster, MemoryCluster)
+    broker = mesh.cluster.broker
+    consumer = broker.consumer(mesh.name)
+
+    def die() -> None:
+        broker.kill(consumer)
+        raise Died
+
+    def mortal_step(batch: Sequence[ImageUploaded]) -> Sequence[Verdict]:
+        try:
+            return step(batch)
+        except Died:
+            die()
+            raise
+
+    def mortal(inner: Any) -> Any:
+        return Mortal(inner, method, when, die)
+
+    worker = Worker(
+        name=mesh.name,
+        topic=mesh.topic,
+        step=mortal_step,
+        consumer=mortal(consumer),
+        publisher=mortal(mesh.cluster.publisher),
+        store=mortal(mesh.store),
+        record_attempts=True,
+    )
+    with pytest.raises(Died):
+        worker.run()
+
+
+@pytest.fixture
+def memory_mesh() -> Iterator[Mesh]:
+    mesh = Mesh(MemoryCluster())
+    yield mesh
+    mesh.stop()
+
+
+@pytest.mark.parametrize(
+    ("method", "when", "counted"),
+    [
+        ("interrupted", "before", 0),
+        ("interrupted", "after", 0),
+        ("begin", "before", 0),
+        ("begin", "after", 1),
+        ("withdraw", "before", 1),
+        ("withdraw", "after", 0),
+        ("save", "before", 1),
+        ("save", "after", 0),
+        ("publish", "before", 0),
+        ("publish", "after", 0),
+        ("store_offsets", "before", 0),
+        ("commit", "before", 0),
+        ("commit", "after", 0),
+    ],
+)
+def test_a_death_between_any_two_effects_loses_nothing(
+    memory_mesh: Mesh, method: str, when: str, counted: int
+) -> None:
+    mesh = memory_mesh
+    tries = 0
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        nonlocal tries
+        tries += 1
+        if method == "withdraw" and tries == 1:
+            raise Unavailable("object_store", "away")
+        return [describe(mesh, value) for value in batch]
+
+    mesh.put(*ids(8), "image-3")
+    run_until_death(mesh, step, method, when)
+    assert set(mesh.store.interrupted(mesh.name, ids(8))) == {counted}
+    assert mesh.cluster.lag(mesh.topic.name, mesh.name) == (0 if (method, when) == ("commit", "after") else 9)
+    mesh.start(step, record_attempts=True)
+    eventually(lambda: mesh.finished(8), "the next process finished")
+    assert set(mesh.states().values()) == {"done"}
+    assert {record.key for record in mesh.cluster.records(mesh.out.name)} == {i.encode() for i in ids(8)}
+    assert not mesh.cluster.records(mesh.dlq)
+
+
+def test_a_message_that_kills_every_process_costs_three(memory_mesh: Mesh) -> None:
+    mesh = memory_mesh
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        if any(value.image_id == "image-3" for value in batch):
+            raise Died
+        return [describe(mesh, value) for value in batch]
+
+    mesh.put(*ids(8), "image-3")
+    for _ in range(3):
+        run_until_death(mesh, step)
+    mesh.start(step, record_attempts=True)
+    eventually(lambda: mesh.finished(8), "the fourth process finished")
+    assert [i for i, state in mesh.states().items() if state == "failed"] == ["image-3"]
+    assert {letter["x-error-code"] for letter in mesh.letters()} == {"worker_died"}
+
+
+def test_a_stop_in_the_middle_of_a_step_is_not_a_death(memory_mesh: Mesh) -> None:
+    mesh = memory_mesh
+    entered, go_on = threading.Event(), threading.Event()
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        entered.set()
+        go_on.wait(DEADLINE)
+        return [describe(mesh, value) for value in batch]
+
+    mesh.put(*ids(3))
+    mesh.start(step, record_attempts=True)
+    assert entered.wait(DEADLINE)
+    mesh.stop()
+    assert mesh.store.interrupted(mesh.name, ids(3)) == [0, 0, 0]
+    assert mesh.cluster.lag(mesh.topic.name, mesh.name) == 3
+    go_on.set()
+
+
+def test_an_attempt_that_could_not_be_withdrawn_counts_once(memory_mesh: Mesh) -> None:
+    mesh = memory_mesh
+    counted: list[int] = []
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        counted.extend(mesh.store.interrupted(mesh.name, ["only"]))
+        if len(counted) < 4:
+            mesh.store.fail_next(1)
+            raise Unavailable("object_store", "away, and the database with it")
+        return [describe(mesh, value) for value in batch]
+
+    mesh.put("only")
+    mesh.start(step, record_attempts=True)
+    eventually(lambda: mesh.finished(1), "both came back")
+    assert counted == [1, 1, 1, 1]
+
+
+# Commits
+
+
+class Scripted(MemoryConsumer):
+    """Calls `script`, once and when it is set, in the middle of `consume`: where rebalances come from."""
+
+    script: Callable[[], None] | None = None
+
+    def consume(self, num_messages: int = 1, timeout: float = -1) -> list[Any]:
+        script, self.script = self.script, None
+        if script is not None:
+            script()
+        return super().consume(num_messages, timeout)
+
+    def give_up(self, *, idle: bool) -> None:
+        """Gives up the partitions that delivered nothing yet, or those that did."""
+        self._leave([key for key in self._owned() if (key not in self._delivered) is idle])
+
+
+def scripted_worker(mesh: Mesh, step: Step[ImageUploaded]) -> tuple[Scripted, Worker[ImageUploaded]]:
+    assert isinstance(mesh.cluster, MemoryCluster)
+    consumer = Scripted(mesh.cluster.broker, mesh.cluster.broker.consumer(mesh.name).group)
+    return consumer, Worker(
+        name=mesh.name,
+        topic=mesh.topic,
+        step=step,
+        consumer=consumer,
+        publisher=mesh.cluster.publisher,
+        store=mesh.store,
+        max_batch=1,
+    )
+
+
+def put_with_one_key(mesh: Mesh, *image_ids: str) -> None:
+    mesh.put_raw(
+        *((b"key", msgspec.json.encode(ImageUploaded(image_id=i, minio_path="b/x"))) for i in image_ids)
+    )
+
+
+def test_a_revocation_inside_consume_commits_no_message_that_is_still_on_its_way(memory_mesh: Mesh) -> None:
+    """The consumer counts a message as delivered before the loop has it."""
+    mesh = memory_mesh
+    entered, go_on = threading.Event(), threading.Event()
+    lags: list[int] = []
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        entered.set()
+        go_on.wait(DEADLINE)
+        return [describe(mesh, value) for value in batch]
+
+    def revoke_when_the_first_is_done() -> None:
+        go_on.set()
+        job = worker._job
+        assert job is not None
+        job.future.result(DEADLINE)
+        consumer.give_up(idle=False)
+        lags.append(mesh.cluster.lag(mesh.topic.name, mesh.name))
+
+    consumer, worker = scripted_worker(mesh, step)
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    put_with_one_key(mesh, "first")
+    assert entered.wait(DEADLINE)
+    consumer.script = revoke_when_the_first_is_done
+    put_with_one_key(mesh, "second")
+    eventually(lambda: mesh.finished(2), "both done")
+    worker.stop()
+    thread.join(15)
+    assert lags == [1], "the first is committed, the second is not"
+
+
+def test_a_failed_batch_ends_the_worker_though_a_rebalance_sees_it_first(memory_mesh: Mesh) -> None:
+    mesh = memory_mesh
+    entered, go_on = threading.Event(), threading.Event()
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        if entered.is_set():
+            return [describe(mesh, value) for value in batch]
+        entered.set()
+        go_on.wait(DEADLINE)
+        raise Died
+
+    def revoke_after_the_failure() -> None:
+        go_on.set()
+        job = worker._job
+        assert job is not None
+        assert isinstance(job.future.exception(DEADLINE), Died)
+        consumer.give_up(idle=True)
+
+    consumer, worker = scripted_worker(mesh, step)
+    ends: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            worker.run()
+        except BaseException as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    put_with_one_key(mesh, "first")
+    assert entered.wait(DEADLINE)
+    consumer.script = revoke_after_the_failure
+    put_with_one_key(mesh, "second")
+    thread.join(DEADLINE)
+    assert [type(error) for error in ends] == [Died]
+    assert mesh.cluster.lag(mesh.topic.name, mesh.name) == 2
+
+
+def test_a_commit_that_an_outage_swallowed_is_made_up_for(memory_mesh: Mesh) -> None:
+    mesh = memory_mesh
+    assert isinstance(mesh.cluster, MemoryCluster)
+    broker = mesh.cluster.broker
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        broker.available = False
+        return [Skipped("nothing to publish") for _ in batch]
+
+    mesh.put(*ids(5))
+    mesh.start(step)
+    eventually(lambda: len(mesh.states()) == 5, "all done")
+    assert mesh.cluster.lag(mesh.topic.name, mesh.name) == 5
+    broker.available = True
+    eventually(lambda: mesh.finished(5), "all committed")
+
+
+def test_a_fatal_error_of_the_consumer_ends_the_worker(memory_mesh: Mesh) -> None:
+    """Seen of a fenced static member: the code is _FATAL, and fatal() of it is False."""
+
+    class Fatal:
+        def error(self) -> KafkaError:
+            return KafkaError(KafkaError._FATAL)
+
+    class Fenced(MemoryConsumer):
+        def poll(self, timeout: float = -1) -> Any:
+            return Fatal()
+
+    assert isinstance(memory_mesh.cluster, MemoryCluster)
+    broker = memory_mesh.cluster.broker
+    worker = Worker(
+        name=memory_mesh.name,
+        topic=memory_mesh.topic,
+        step=lambda batch: [Done() for _ in batch],
+        consumer=Fenced(broker, broker.consumer(memory_mesh.name).group),
+        publisher=memory_mesh.cluster.publisher,
+    )
+    with pytest.raises(KafkaException):
+        worker.run()
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_holes_in_the_log_are_committed(settings: Settings, protocol: Any) -> None:
+    """Aborted transactions leave offsets that no message has, at the end and alone in a partition."""
+    cluster = RealCluster(settings.model_copy(update={"kafka_group_protocol": protocol}))
+    mesh = Mesh(cluster)
+    producer = Producer(client_config(settings) | {"transactional.id": mesh.name})
+    producer.init_transactions()
+    for partition, image_id, end in (
+        (0, "kept", producer.commit_transaction),
+        (0, "aborted", producer.abort_transaction),
+        (1, "aborted-alone", producer.abort_transaction),
+    ):
+        producer.begin_transaction()
+        value = msgspec.json.encode(ImageUploaded(image_id=image_id, minio_path="b/x"))
+        producer.produce(mesh.topic.name, value, partition=partition)
+        producer.flush()
+        end()
+    mesh.start(lambda batch: [describe(mesh, value) for value in batch])
+    eventually(lambda: mesh.finished(1), "no lag left")
+    assert mesh.states() == {"kept": "done"}
+    mesh.stop()
+    cluster.publisher.close()
+
+
+# Dead letters
+
+
+def test_a_dead_letter_keeps_the_headers_of_its_message_and_a_reason_of_bounded_length() -> None:
+    headers = (("x-request-id", b"7"), ("x-error", b"of a letter sent on"), ("none", None))
+    message = MemoryMessage(Record("images", None, None, headers), 3, 14)
+    record = dead_letter(message, "dlq", "w", Failure("bug", "r" * 100_000, 3, 0.0, 0.0, "t" * 100_000))
+    assert (record.key, record.value) == (None, None)
+    assert record.headers[:2] == (("x-request-id", b"7"), ("none", None))
+    assert [name for name, _ in record.headers].count("x-error") == 1
+    assert sum(len(value or b"") for _, value in record.headers) < 20_000
+
+
+@pytest.mark.native
+def test_dead_letters_of_a_topic_that_is_missing(settings: Settings) -> None:
+    with pytest.raises(Unavailable, match="mesh topics create"):
+        list(read_dead_letters(settings, "no-such.dlq"))
+    with pytest.raises(Unavailable, match="mesh topics create"):
+        replay(settings, "no-such.dlq")
+
+
+@pytest.mark.native
+def test_what_came_in_compressed_fits_into_a_dead_letter(settings: Settings) -> None:
+    """The broker's limits are on compressed batches."""
+    cluster = RealCluster(settings)
+    mesh = Mesh(cluster)
+    producer = Producer(
+        client_config(settings) | {"compression.type": "gzip", "message.max.bytes": 100_000_000}
+    )
+    producer.produce(mesh.topic.name, b" " * 20_000_000, b"bomb")
+    assert producer.flush(30) == 0
+    mesh.start(lambda batch: [describe(mesh, value) for value in batch])
+    eventually(lambda: cluster.lag(mesh.topic.name, mesh.name) == 0, "committed")
+    (letter,) = cluster.records(mesh.dlq)
+    assert letter.value == b" " * 20_000_000
+    mesh.stop()
+    cluster.publisher.close()
+
+
+def test_replay_stops_at_its_limit_goes_on_there_and_passes_over_what_is_no_letter(
+    settings: Settings,
+) -> None:
+    cluster = RealCluster(settings)
+    home, letters = f"home-{uuid.uuid4().hex[:8]}", f"letters-{uuid.uuid4().hex[:8]}"
+    cluster.create(home, letters)
+
+    def letter(number: int) -> Record:
+        message = MemoryMessage(Record(home, f"{number}".encode(), b"v", (("x-mine", b"1"),)), 0, number)
+        return dead_letter(message, letters, "w", Failure("bug", "r", 1, 0.0, 0.0))
+
+    twice = [letter(number) for number in range(10) for _ in range(2)]
+    assert not cluster.publisher.publish([Record(letters, b"1", b"no letter"), *twice])
+    assert replay(settings, letters, limit=3) == 3
+    assert len(cluster.records(home)) == 3
+    assert replay(settings, letters) == 7
+    assert replay(settings, letters) == 0
+    records = cluster.records(home)
+    assert Counter(record.key for record in records) == {f"{n}".encode(): 1 for n in range(10)}
+    assert all(record.headers == (("x-mine", b"1"),) for record in records)
     cluster.publisher.close()

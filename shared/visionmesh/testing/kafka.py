@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import Condition
 from typing import Any
 
-from confluent_kafka import TIMESTAMP_CREATE_TIME, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, TIMESTAMP_CREATE_TIME, KafkaError, KafkaException, TopicPartition
 
 from visionmesh.errors import Unavailable
 from visionmesh.kafka import Delivered, Header, Record
@@ -125,6 +125,7 @@ class MemoryConsumer:
         self._on_revoke: Callable[..., None] | None = None
         self._on_lost: Callable[..., None] | None = None
         self._positions: dict[Partition, int] = {}
+        self._delivered: set[Partition] = set()
         self._stored: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
 
@@ -168,9 +169,11 @@ class MemoryConsumer:
     def seek(self, partition: TopicPartition) -> None:
         self._require(_key(partition))
         self._positions[_key(partition)] = partition.offset
+        self._delivered.discard(_key(partition))
 
     def position(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        return [TopicPartition(*_key(p), self._positions.get(_key(p), -1001)) for p in partitions]
+        known = {key: self._positions[key] for key in self._delivered}
+        return [TopicPartition(*_key(p), known.get(_key(p), OFFSET_INVALID)) for p in partitions]
 
     def store_offsets(self, *, offsets: Sequence[TopicPartition]) -> None:
         for partition in offsets:
@@ -180,6 +183,8 @@ class MemoryConsumer:
     def commit(self, *, asynchronous: bool = True) -> None:
         if self.dead or not self._stored:
             raise KafkaException(KafkaError(KafkaError._NO_OFFSET))
+        if not self._broker.available:
+            return  # unanswered; a later commit covers it
         with self._broker.changed:
             self.group.committed |= self._stored
             self._stored = {}
@@ -187,10 +192,12 @@ class MemoryConsumer:
     def incremental_assign(self, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
             self._positions[_key(partition)] = self.group.committed.get(_key(partition), 0)
+            self._delivered.discard(_key(partition))
 
     def incremental_unassign(self, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
             self._positions.pop(_key(partition), None)
+            self._delivered.discard(_key(partition))
             self._stored.pop(_key(partition), None)
 
     def close(self) -> None:
@@ -241,6 +248,7 @@ class MemoryConsumer:
             log = self._broker.log(key[0])[key[1]]
             if key not in self._paused and position < len(log):
                 self._positions[key] = position + 1
+                self._delivered.add(key)
                 return log[position]
         return None
 

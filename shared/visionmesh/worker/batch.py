@@ -25,7 +25,7 @@ from visionmesh.observability import metrics
 from visionmesh.results import OutcomeRow, OutcomeState, ResultStore, Row
 from visionmesh.topics import Topic
 from visionmesh.worker.dead_letters import Failure, dead_letter
-from visionmesh.worker.retry import until_available
+from visionmesh.worker.retry import Stopped, until_available
 from visionmesh.worker.step import Done, Skipped, Step, Verdict
 
 log = structlog.get_logger()
@@ -88,10 +88,12 @@ class BatchRunner(Generic[C]):
         self._stop = stop
         self._keyed_by_image = topic.key == "image_id"
         self._age_seconds = metrics.AGE_SECONDS.labels(name)
+        # The images that the step has at this moment, where attempts are written down.
+        self._trying: list[str] = []
         self.waiting_for: Unavailable | None = None
 
     def run(self, messages: Sequence[Message]) -> None:
-        """Raises `Stopped` when the worker is to stop while a server is away."""
+        """Raises `Stopped` when the worker is to stop while a server is away, or before a step is called."""
         items = [self._decode(message) for message in messages]
         for group in self._groups(items):
             self._run_group(group)
@@ -217,26 +219,52 @@ class BatchRunner(Generic[C]):
                 item.verdict = Rejected("bug", f"{type(error).__name__}: {error}")
 
     def _call_step(self, items: Sequence[_Item[C]]) -> Sequence[Verdict]:
+        if self._stop.is_set():
+            raise Stopped  # nothing new is begun; what was decided so far is decided again elsewhere
         values = [item.value for item in items if item.value is not None]
-        store = self._store
+        store = self._store if self._record_attempts else None
+        if store is None:
+            return self._patiently(lambda: self._checked_step(values))
         ids = [item.image_id for item in items if item.image_id is not None]
+        begun = False
 
         def attempt() -> Sequence[Verdict]:
-            if not self._record_attempts or store is None:
-                return self._step(values)
-            store.begin(self._name, ids)
+            nonlocal begun
+            # Once, though the withdrawal before may have failed: that one still counts.
+            if not begun:
+                store.begin(self._name, ids)
+                begun = True
+            self._trying = ids
             try:
-                return self._step(values)
+                return self._checked_step(values)
             except Exception:
                 # The process lives. Only attempts that end it count, so that a message that waits for a
                 # server, through any number of restarts, does not use up its three.
                 store.withdraw(self._name, ids)
+                begun = False
                 raise
+            finally:
+                self._trying = []
 
-        verdicts = self._patiently(attempt)
+        return self._patiently(attempt)
+
+    def _checked_step(self, values: Sequence[C]) -> Sequence[Verdict]:
+        verdicts = self._step(values)
         if len(verdicts) != len(values):
             raise ValueError(f"the step returned {len(verdicts)} verdicts for {len(values)} messages")
         return verdicts
+
+    def give_back(self) -> None:
+        """For a worker that ends while its step goes on: an attempt cut off by a stop is not a death.
+        Called from another thread than `run`.
+        """
+        trying = self._trying
+        if self._store is None or not trying:
+            return
+        try:
+            self._store.withdraw(self._name, trying)
+        except Unavailable as error:
+            log.warning("not_withdrawn", worker=self._name, image_ids=trying, reason=error.reason)
 
     # Store
 
@@ -270,8 +298,7 @@ class BatchRunner(Generic[C]):
             if isinstance(verdict, Skipped):
                 error = verdict.reason
             elif isinstance(verdict, Rejected):
-                # Postgres text takes no NUL, and a reason may quote the message.
-                error = f"{verdict.code}: {verdict.reason}".replace("\0", "\\0")
+                error = f"{verdict.code}: {verdict.reason}"
             rows.append(OutcomeRow(item.image_id, self._name, _state(verdict), error))
         return rows
 

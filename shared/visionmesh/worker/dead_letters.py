@@ -12,16 +12,34 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, cast
 
-from confluent_kafka import Consumer, TopicPartition
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from visionmesh.errors import Unavailable
-from visionmesh.kafka import Header, KafkaPublisher, Message, Record, client_config
+from visionmesh.kafka import Header, KafkaPublisher, Message, Record, client_config, unavailable
 from visionmesh.settings import Settings
+
+log = structlog.get_logger()
 
 # A traceback is for people; the end of it names the cause. The letter must fit its topic.
 _TRACEBACK_BYTES: Final = 8 * 1024
+_REASON_BYTES: Final = 8 * 1024
 
-_PREFIX: Final = "x-"
+# The headers of a letter that are not the original message's own.
+_OURS: Final = frozenset(
+    {
+        "x-original-topic",
+        "x-original-partition",
+        "x-original-offset",
+        "x-worker",
+        "x-error-code",
+        "x-error",
+        "x-attempts",
+        "x-first-failure-at",
+        "x-last-failure-at",
+        "x-traceback",
+    }
+)
 
 # The group whose committed offsets say which letters were sent home already.
 REPLAY_GROUP: Final = "mesh-dlq-replay"
@@ -49,14 +67,14 @@ def dead_letter(message: Message, topic: str, worker: str, failure: Failure) -> 
         "x-original-offset": str(message.offset()),
         "x-worker": worker,
         "x-error-code": failure.code,
-        "x-error": failure.reason,
+        "x-error": _cut(failure.reason, slice(_REASON_BYTES)),
         "x-attempts": str(failure.attempts),
         "x-first-failure-at": _iso(failure.first_failed_at),
         "x-last-failure-at": _iso(failure.last_failed_at),
     }
     if failure.traceback is not None:
-        headers["x-traceback"] = failure.traceback.encode()[-_TRACEBACK_BYTES:].decode(errors="replace")
-    kept = tuple((name, value) for name, value in message.headers() or () if not name.startswith(_PREFIX))
+        headers["x-traceback"] = _cut(failure.traceback, slice(-_TRACEBACK_BYTES, None))
+    kept = tuple((name, value) for name, value in message.headers() or () if name not in _OURS)
     return Record(
         topic,
         message.key(),
@@ -100,16 +118,21 @@ def read_dead_letters(settings: Settings, topic: str) -> Iterator[DeadLetter]:
             "group.id": REPLAY_GROUP,
             "enable.auto.commit": False,
             "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
             "fetch.wait.max.ms": 10,
         }
     )
     try:
         metadata = consumer.list_topics(topic, timeout=_READ_SECONDS).topics[topic]
+        if metadata.error is not None:
+            raise unavailable(metadata.error)
         partitions = [TopicPartition(topic, number) for number in sorted(metadata.partitions)]
-        for position in consumer.committed(partitions, timeout=_READ_SECONDS) if partitions else []:
+        for position in consumer.committed(partitions, timeout=_READ_SECONDS):
             low, high = consumer.get_watermark_offsets(position, timeout=_READ_SECONDS)
             if high > low:
                 yield from _read_partition(consumer, topic, position, low, high)
+    except KafkaException as error:
+        raise unavailable(error.args[0]) from error
     finally:
         consumer.close()
 
@@ -122,8 +145,11 @@ def _read_partition(
         message = cast(Message | None, consumer.poll(_READ_SECONDS))
         if message is None:
             raise Unavailable("kafka", f"no answer while reading {topic}")
-        if message.error() is not None:
-            return  # the end of the partition
+        error = message.error()
+        if error is not None:
+            if error.code() == KafkaError._PARTITION_EOF:
+                return
+            raise unavailable(error)
         headers = message.headers() or []
         yield DeadLetter(
             topic,
@@ -131,8 +157,8 @@ def _read_partition(
             message.offset(),
             message.key(),
             message.value(),
-            {name: _text(value) for name, value in headers if name.startswith(_PREFIX)},
-            tuple((name, value) for name, value in headers if not name.startswith(_PREFIX)),
+            {name: _text(value) for name, value in headers if name in _OURS},
+            tuple((name, value) for name, value in headers if name not in _OURS),
             replayed=message.offset() < position.offset,
         )
         if message.offset() >= high - 1:
@@ -142,8 +168,9 @@ def _read_partition(
 def replay(settings: Settings, topic: str, *, limit: int | None = None) -> int:
     """Publishes the letters that were not yet sent home to the topics they came from; returns how many.
 
-    A second letter of the same message is passed over. Killed half-way, the next replay sends again at
-    most what this one had not yet written down: readers bear a message twice.
+    A second letter of the same message is passed over, as is a record that is no dead letter. Raises
+    `Unavailable` at the first that cannot be sent; those before it stay sent. Killed half-way, the next
+    replay sends again at most what this one had not yet written down: readers bear a message twice.
     """
     publisher = KafkaPublisher(settings)
     consumer = Consumer(client_config(settings) | {"group.id": REPLAY_GROUP, "enable.auto.commit": False})
@@ -157,7 +184,9 @@ def replay(settings: Settings, topic: str, *, limit: int | None = None) -> int:
                 continue
             if limit is not None and sent >= limit:
                 break
-            if letter.origin not in seen:
+            if not letter.origin[0]:
+                log.warning("no_dead_letter", topic=topic, partition=letter.partition, offset=letter.offset)
+            elif letter.origin not in seen:
                 refused = publisher.publish([letter.record()])
                 if refused:
                     raise Unavailable("kafka", f"{letter.origin[0]} does not take it back: {refused[0]}")
@@ -167,10 +196,20 @@ def replay(settings: Settings, topic: str, *, limit: int | None = None) -> int:
         return sent
     finally:
         if done:
-            offsets = [TopicPartition(topic, partition, offset) for partition, offset in done.items()]
-            consumer.commit(offsets=offsets, asynchronous=False)
+            _write_down(consumer, [TopicPartition(topic, *place) for place in done.items()])
         consumer.close()
         publisher.close()
+
+
+def _write_down(consumer: Consumer, offsets: list[TopicPartition]) -> None:
+    try:
+        consumer.commit(offsets=offsets, asynchronous=False)
+    except KafkaException as error:
+        raise unavailable(error.args[0]) from error
+
+
+def _cut(text: str, part: slice) -> str:
+    return text.encode(errors="replace")[part].decode(errors="replace")
 
 
 def _text(value: str | bytes | None) -> str:

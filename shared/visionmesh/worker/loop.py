@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -51,8 +51,14 @@ _SLOW_TICK_SECONDS: Final = 0.05
 # After SIGTERM the partitions must move within 1 s: work that needs longer is given back.
 DRAIN_SECONDS: Final = 0.7
 
+# Leaving a group takes milliseconds, unless Kafka is away.
+CLOSE_SECONDS: Final = 3.0
+
 # The client repeats an error event for as long as its cause lasts; after this it is taken to be over.
 _ERROR_SHOWN_SECONDS: Final = 10.0
+
+# How often the loop makes sure that all it has passed is committed.
+_COMMIT_SECONDS: Final = 1.0
 
 # How many batches may wait while one is under way.
 _BATCHES_AHEAD: Final = 2
@@ -146,6 +152,7 @@ class Worker(Generic[C]):
         self._epochs: dict[Partition, int] = {}
         self._assignments = 0
         self._delivered: dict[Partition, int] = {}
+        self._commit_due = 0.0
         self._kafka_error: tuple[str, float] | None = None
 
     @classmethod
@@ -190,7 +197,8 @@ class Worker(Generic[C]):
         finally:
             self._stop.set()
             self._step_thread.end()
-            self._consumer.close()
+            self._close()
+            self._runner.give_back()
             log.info("worker_stopped", worker=self.name)
 
     def stop(self) -> None:
@@ -218,6 +226,8 @@ class Worker(Generic[C]):
     def _turn(self) -> None:
         if self._job is not None and self._job.future.done():
             self._finish(self._job)
+        if self._job is None and time.monotonic() >= self._commit_due:
+            self._commit_passed()
         if self._job is None and self._buffer:
             self._job = self._start()
         if self._paused and len(self._buffer) <= self._max_batch:
@@ -230,7 +240,7 @@ class Worker(Generic[C]):
         if len(self._buffer) < _BATCHES_AHEAD * self._max_batch:
             self._poll(_TICK_SECONDS if grace > 0 else _SLOW_TICK_SECONDS)
         elif grace > 0:
-            wait([job.future], grace)
+            wait([job.future], min(grace, self._max_wait))
         else:
             # Polling goes on, so that the group stays whole; nothing more than what was already on its
             # way comes of it.
@@ -254,7 +264,8 @@ class Worker(Generic[C]):
 
     def _note(self, error: KafkaError) -> None:
         """A consumer's error event: the client goes on trying by itself, so it is told, not raised."""
-        if error.fatal():
+        # A consumer's fatal error comes as _FATAL, whose .fatal() is False.
+        if error.fatal() or error.code() == KafkaError._FATAL:
             raise KafkaException(error)
         if error.code() != KafkaError._PARTITION_EOF:
             self._kafka_error = error.str(), time.monotonic()
@@ -280,34 +291,43 @@ class Worker(Generic[C]):
             return  # not committed: whoever gets the partitions next does it again
         self._commit(job)
 
-    def _commit(self, job: _Job, *, asynchronous: bool = True) -> None:
+    def _commit(self, job: _Job) -> None:
         """Commits the batch for every partition whose assignment is still the one it came from."""
-        ends: dict[Partition, int] = {}
-        for message in job.messages:
-            ends[_partition(message)] = message.offset() + 1
-        waiting = set(map(_partition, self._buffer))
-        offsets = []
-        for partition, end in ends.items():
-            if partition not in job.epochs or self._epochs.get(partition) != job.epochs[partition]:
-                continue
-            if partition not in waiting:
-                end = max(end, self._position(partition))
-            offsets.append(TopicPartition(*partition, end))
-        if not offsets:
+        ends = {_partition(message): message.offset() + 1 for message in job.messages}
+        self._commit_up_to(
+            {
+                partition: end
+                for partition, end in ends.items()
+                if partition in job.epochs and self._epochs.get(partition) == job.epochs[partition]
+            }
+        )
+
+    def _commit_passed(self) -> None:
+        """Commits holes that no message followed, and what an outage kept from being committed.
+
+        Only between batches: where nothing waits, all that was delivered is done. Never from a rebalance,
+        for consume() counts messages as delivered that it has yet to return.
+        """
+        self._commit_due = time.monotonic() + _COMMIT_SECONDS
+        idle = self._epochs.keys() - set(map(_partition, self._buffer))
+        positions = self._consumer.position([TopicPartition(*partition) for partition in idle])
+        # It is negative as long as there was no delivery.
+        passed = [each for each in positions if each.offset >= 0]
+        self._commit_up_to({(each.topic, each.partition): each.offset for each in passed})
+
+    def _commit_up_to(self, ends: Mapping[Partition, int]) -> None:
+        if not ends:
             return
         try:
             # Storing first makes the client refuse what is not ours any more; a bare commit would be
-            # accepted by the broker and rewind the new owner.
-            self._consumer.store_offsets(offsets=offsets)
-            self._consumer.commit(asynchronous=asynchronous)
+            # accepted by the broker and rewind the new owner. Nor is the answer waited for: close() does,
+            # and the request is ahead of the one that gives the partition back.
+            self._consumer.store_offsets(offsets=[TopicPartition(*each, end) for each, end in ends.items()])
+            self._consumer.commit(asynchronous=True)
         except KafkaException as error:
             # Nothing is lost: the next commit covers this one, or the messages come again.
-            log.info("commit_refused", worker=self.name, error=str(error))
-
-    def _position(self, partition: Partition) -> int:
-        """The next offset to be delivered, which lies beyond any hole after the last message."""
-        (position,) = self._consumer.position([TopicPartition(*partition)])
-        return int(position.offset)
+            if error.args[0].code() != KafkaError._NO_OFFSET:
+                log.info("commit_refused", worker=self.name, error=str(error))
 
     # Pausing
 
@@ -347,10 +367,9 @@ class Worker(Generic[C]):
 
     def _on_revoke(self, consumer: GroupConsumer, partitions: list[TopicPartition]) -> None:
         job = self._job
-        if job is not None and job.future.done():
-            self._job = None
-            if job.future.exception() is None:
-                self._commit(job, asynchronous=False)
+        # One that failed is left to the loop, which ends by it: the partitions that stay may not go on.
+        if job is not None and job.future.done() and job.future.exception() is None:
+            self._finish(job)
         self._forget(partitions)
         consumer.incremental_unassign(partitions)
         self._tell_assignment("partitions_revoked", partitions)
@@ -375,12 +394,18 @@ class Worker(Generic[C]):
 
     def _drain(self) -> None:
         """Finishes the batch under way if that takes no longer than the takeover may."""
-        job = self._job
-        if job is None:
-            return
-        wait([job.future], DRAIN_SECONDS)
-        if job.future.done() and job.future.exception() is None:
-            self._commit(job, asynchronous=False)
+        if self._job is not None:
+            wait([self._job.future], DRAIN_SECONDS)
+            if self._job.future.done():
+                self._finish(self._job)
+
+    def _close(self) -> None:
+        """Leaves the group. While Kafka is away, close() would wait up to 45 s to have a commit answered."""
+        closing = Thread(target=self._consumer.close, name=f"{self.name}-close", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
+        if closing.is_alive():
+            log.warning("left_without_goodbye", worker=self.name)
 
 
 def _partition(message: Message) -> Partition:
