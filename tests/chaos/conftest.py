@@ -36,4 +36,5 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             mesh.wait_until_ready(120)
             rig = Rig(stack, mesh, settings)
             yield rig
-            rig.close()
+            rig.leave()
+        rig.close()

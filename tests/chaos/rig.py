@@ -47,15 +47,26 @@ class Rig:
     mesh: Mesh
     settings: Settings
     _stop: threading.Event = field(default_factory=threading.Event)
+    _ended: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.client = httpx.Client(base_url=self.mesh.url_of("ingest-api"), timeout=60)
-        self.keeper = threading.Thread(target=self.mesh.keep, args=(self._stop.is_set,), daemon=True)
-        self.keeper.start()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+
+    def _keep(self) -> None:
+        self.mesh.keep(self._stop.is_set)
+        # Linux takes the end of the thread that started a process for the end of its parent, and the
+        # replicas are to be stopped by the mesh.
+        self._ended.wait()
+
+    def leave(self) -> None:
+        """No replica is restarted any more; the mesh may stop them."""
+        self._stop.set()
 
     def close(self) -> None:
-        self._stop.set()
-        self.keeper.join()
+        self._ended.set()
+        self._keeper.join()
         self.client.close()
 
     def upload(self, image_id: str, data: bytes) -> httpx.Response:
