@@ -34,7 +34,7 @@ test-native: install  ## the tests of the real Kafka, MinIO and Postgres (JDK 17
 	$(BIN)/python -m visionmesh.stack prepare
 	MESH_TEST_STACK=native $(BIN)/python -m pytest tests/integration tests/end_to_end tests/chaos
 
-bench: install  ## every benchmark; one alone: mesh bench NAME
+bench: install .venv-bench/installed  ## every benchmark; one alone: mesh bench NAME
 	$(BIN)/mesh bench
 
 lint: install  ## style, types, import rules
@@ -46,14 +46,15 @@ lint: install  ## style, types, import rules
 lock: install  ## the locks again, from pyproject.toml (requirements/*.txt)
 	for name in $(SERVICE_LOCKS); do $(COMPILE) pyproject.toml --extra $$name -o requirements/$$name.txt || exit; done
 	$(COMPILE) pyproject.toml --extra dev --no-emit-package visionmesh -o requirements/dev.txt
-	$(COMPILE) requirements/train.in -o requirements/train.txt
+	for name in train bench; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
 
 train: .venv-train/installed  ## the models again, from CIFAR-10; DATA=file uses a local copy
 	PYTHONPATH=shared:services:models .venv-train/bin/python -m training $(if $(DATA),--data $(DATA))
 
-.venv-train/installed: requirements/train.txt
-	test -x .venv-train/bin/python || $(PYTHON) -m venv .venv-train
-	.venv-train/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+# Environments of their own, for what cannot share one with the services.
+.venv-%/installed: requirements/%.txt
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 env: .env  ## .env with fresh passwords for compose; one that exists stays as it is
