@@ -65,6 +65,14 @@ class Message(Protocol):
     def error(self) -> KafkaError | None: ...
 
 
+def headers_of(message: Message) -> Sequence[Header]:
+    """The headers of a message; none of them where a name is no UTF-8, which the client cannot read."""
+    try:
+        return message.headers() or ()
+    except (SystemError, UnicodeDecodeError):
+        return ()
+
+
 class GroupConsumer(Protocol):
     """What the worker loop uses of `confluent_kafka.Consumer`; the double in `visionmesh.testing` has it."""
 
@@ -119,6 +127,8 @@ def consumer_config(settings: Settings, group: str) -> dict[str, Any]:
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "earliest",
+        # A topic that is made, or made anew, while the worker runs is found this soon; 5 minutes by default.
+        "topic.metadata.refresh.interval.ms": 10_000,
         "fetch.wait.max.ms": settings.kafka_fetch_wait_max_ms,
         # pause() throws the prefetched records away: what is fetched again stays small.
         "queued.min.messages": 2048,

@@ -876,6 +876,25 @@ def test_a_dead_letter_keeps_the_headers_of_its_message_and_a_reason_of_bounded_
     assert sum(len(value or b"") for _, value in record.headers) < 20_000
 
 
+def test_headers_that_the_client_cannot_read_stop_nothing(memory_mesh: Mesh) -> None:
+    """What confluent-kafka does with a header's name that is no UTF-8."""
+
+    class Unreadable(MemoryMessage):
+        def headers(self) -> Any:
+            raise SystemError("returned a result with an exception set")
+
+    mesh = memory_mesh
+    assert isinstance(mesh.cluster, MemoryCluster)
+    log = mesh.cluster.broker.log(mesh.topic.name)[0]
+    good = msgspec.json.encode(ImageUploaded(image_id="good", minio_path="b/x"))
+    for offset, value in enumerate((b"{bad", good)):
+        log.append(Unreadable(Record(mesh.topic.name, None, value), 0, offset))
+    mesh.start(lambda batch: [describe(mesh, value) for value in batch])
+    eventually(lambda: mesh.finished(1), "both committed")
+    assert mesh.states() == {"good": "done"}
+    assert [letter["x-error-code"] for letter in mesh.letters()] == ["invalid_message"]
+
+
 @pytest.mark.native
 def test_dead_letters_of_a_topic_that_is_missing(settings: Settings) -> None:
     with pytest.raises(Unavailable, match="mesh topics create"):

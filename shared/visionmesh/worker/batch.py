@@ -20,7 +20,7 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected, Unavailable
-from visionmesh.kafka import Header, Message, Publisher, Record
+from visionmesh.kafka import Header, Message, Publisher, Record, headers_of
 from visionmesh.observability import metrics
 from visionmesh.results import OutcomeRow, OutcomeState, ResultStore, Row
 from visionmesh.topics import Topic
@@ -374,7 +374,4 @@ def _state(verdict: Verdict | None) -> OutcomeState:
 
 def _trace(message: Message) -> tuple[Header, ...]:
     """The trace context of the message, handed on to what came of it; only sampled records carry one."""
-    headers = message.headers()
-    if not headers:
-        return ()
-    return tuple((name, value) for name, value in headers if name == _TRACEPARENT)
+    return tuple((name, value) for name, value in headers_of(message) if name == _TRACEPARENT)

@@ -16,7 +16,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from visionmesh.errors import Unavailable
-from visionmesh.kafka import Header, KafkaPublisher, Message, Record, client_config, unavailable
+from visionmesh.kafka import Header, KafkaPublisher, Message, Record, client_config, headers_of, unavailable
 from visionmesh.settings import Settings
 
 log = structlog.get_logger()
@@ -74,7 +74,7 @@ def dead_letter(message: Message, topic: str, worker: str, failure: Failure) -> 
     }
     if failure.traceback is not None:
         headers["x-traceback"] = _cut(failure.traceback, slice(-_TRACEBACK_BYTES, None))
-    kept = tuple((name, value) for name, value in message.headers() or () if name not in _OURS)
+    kept = tuple((name, value) for name, value in headers_of(message) if name not in _OURS)
     return Record(
         topic,
         message.key(),
@@ -150,7 +150,7 @@ def _read_partition(
             if error.code() == KafkaError._PARTITION_EOF:
                 return
             raise unavailable(error)
-        headers = message.headers() or []
+        headers = headers_of(message)
         yield DeadLetter(
             topic,
             message.partition(),
