@@ -374,4 +374,5 @@ def _state(verdict: Verdict | None) -> OutcomeState:
 
 def _trace(message: Message) -> tuple[Header, ...]:
     """The trace context of the message, handed on to what came of it; only sampled records carry one."""
-    return tuple((name, value) for name, value in headers_of(message) if name == _TRACEPARENT)
+    headers = headers_of(message)
+    return tuple((name, value) for name, value in headers if name == _TRACEPARENT) if headers else ()

@@ -152,6 +152,8 @@ class Worker(Generic[C]):
         self._epochs: dict[Partition, int] = {}
         self._assignments = 0
         self._delivered: dict[Partition, int] = {}
+        self._in_flight = metrics.IN_FLIGHT.labels(name)
+        self._consumed = metrics.CONSUMED.labels(name, topic.name)
         self._commit_due = 0.0
         self._kafka_error: tuple[str, float] | None = None
 
@@ -260,7 +262,7 @@ class Worker(Generic[C]):
                 self._buffer.append(message)
             else:
                 self._note(error)
-        metrics.IN_FLIGHT.labels(self.name).set(len(self._buffer))
+        self._in_flight.set(len(self._buffer))
 
     def _note(self, error: KafkaError) -> None:
         """A consumer's error event: the client goes on trying by itself, so it is told, not raised."""
@@ -274,7 +276,7 @@ class Worker(Generic[C]):
     def _start(self) -> _Job:
         count = min(self._max_batch, len(self._buffer))
         messages = [self._buffer.popleft() for _ in range(count)]
-        metrics.CONSUMED.labels(self.name, self._topic.name).inc(count)
+        self._consumed.inc(count)
         epochs = {
             partition: self._epochs[partition]
             for partition in set(map(_partition, messages))
