@@ -12,6 +12,7 @@ from functools import partial
 from threading import Lock
 from typing import Any, Final, Protocol, cast
 
+import msgspec
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -37,13 +38,15 @@ _FLUSH_SLICE_SECONDS: Final = 0.2
 
 _PING_SECONDS: Final = 2.0
 
+# How many batches a consumer has fetched ahead, per partition.
+_BATCHES_FETCHED: Final = 20
+
 # As confluent-kafka types them; the mesh writes bytes alone.
 Header = tuple[str, str | bytes | None]
 Delivered = Callable[[str | None], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, gc=False):
     """A record to publish: bytes only, its partition chosen by the key."""
 
     topic: str
@@ -117,7 +120,7 @@ def client_config(settings: Settings) -> dict[str, Any]:
     }
 
 
-def consumer_config(settings: Settings, group: str) -> dict[str, Any]:
+def consumer_config(settings: Settings, group: str, max_batch: int) -> dict[str, Any]:
     """Settings of a worker's consumer; the reasons stand in the design's Kafka facts."""
     config = client_config(settings) | {
         "group.id": group,
@@ -130,8 +133,8 @@ def consumer_config(settings: Settings, group: str) -> dict[str, Any]:
         # A topic that is made, or made anew, while the worker runs is found this soon; 5 minutes by default.
         "topic.metadata.refresh.interval.ms": 10_000,
         "fetch.wait.max.ms": settings.kafka_fetch_wait_max_ms,
-        # pause() throws the prefetched records away: what is fetched again stays small.
-        "queued.min.messages": 2048,
+        # Enough that the next batch is always there; not more, for pause() throws it away.
+        "queued.min.messages": _BATCHES_FETCHED * max_batch,
         "fetch.queue.backoff.ms": 10,
     }
     if settings.kafka_group_protocol == "classic":
@@ -159,9 +162,9 @@ def producer_config(settings: Settings) -> dict[str, Any]:
     }
 
 
-def open_consumer(settings: Settings, group: str) -> GroupConsumer:
-    """A consumer of `group` that commits nothing by itself."""
-    return cast(GroupConsumer, Consumer(consumer_config(settings, group)))
+def open_consumer(settings: Settings, group: str, *, max_batch: int = 64) -> GroupConsumer:
+    """A consumer of `group`, read in batches of up to `max_batch`, that commits nothing by itself."""
+    return cast(GroupConsumer, Consumer(consumer_config(settings, group, max_batch)))
 
 
 class KafkaPublisher:
@@ -226,11 +229,12 @@ class KafkaPublisher:
         """One try of these records; what was not acknowledged, as index → error."""
         # The same throughout: another thread may replace it, and each serves only its own reports.
         producer = self._producer
-        waiting = set(indices)
+        waiting = len(indices)
         failed: dict[int, KafkaError] = {}
 
         def report(index: int, error: KafkaError | None, _: Any) -> None:
-            waiting.discard(index)
+            nonlocal waiting
+            waiting -= 1
             if error is not None:
                 failed[index] = error
 
@@ -238,7 +242,7 @@ class KafkaPublisher:
             try:
                 self._produce(producer, records[index], partial(report, index))
             except KafkaException as error:
-                waiting.discard(index)
+                waiting -= 1
                 failed[index] = error.args[0]
         # flush() returning 0 would only say that the queue is empty; the reports say what became of it.
         while waiting:

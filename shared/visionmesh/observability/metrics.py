@@ -43,7 +43,7 @@ PUBLISH_SECONDS: Final = Histogram(
     "mesh_publish_seconds", "Time until the broker acknowledged a batch.", ["worker"], buckets=_SECONDS
 )
 AGE_SECONDS: Final = Histogram(
-    "mesh_message_age_seconds", "Age of a message when its results were stored: record timestamp to commit.",
+    "mesh_message_age_seconds", "Age of a batch's oldest message when its results were stored and published.",
     ["worker"], buckets=_SECONDS,
 )  # fmt: skip
 

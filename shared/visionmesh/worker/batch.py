@@ -39,8 +39,7 @@ _BUG_RETRIES: Final = 2
 _TRACEPARENT: Final = "traceparent"
 
 
-@dataclass(slots=True)
-class _Item(Generic[C]):
+class _Item(msgspec.Struct, Generic[C]):
     """A message on its way through the batch."""
 
     message: Message
@@ -157,14 +156,11 @@ class BatchRunner(Generic[C]):
 
     def _tell(self, items: Sequence[_Item[C]]) -> None:
         """Metrics and log lines of a finished group."""
-        now = time.time()
-        states: Counter[OutcomeState] = Counter()
+        oldest = min(_sent_at(item.message) for item in items)
+        self._age_seconds.observe(max(0.0, time.time() - oldest))
+        states = Counter([_state(item.verdict) for item in items])
         for item in items:
             verdict = item.verdict
-            states[_state(verdict)] += 1
-            kind, milliseconds = item.message.timestamp()
-            if kind != TIMESTAMP_NOT_AVAILABLE:
-                self._age_seconds.observe(max(0.0, now - milliseconds / 1000))
             if isinstance(verdict, Rejected):
                 metrics.DEAD_LETTERS.labels(self._name, verdict.code).inc()
                 log.warning(
@@ -370,6 +366,12 @@ def _state(verdict: Verdict | None) -> OutcomeState:
     if isinstance(verdict, Rejected):
         return "failed"
     return "skipped" if isinstance(verdict, Skipped) else "done"
+
+
+def _sent_at(message: Message) -> float:
+    """UNIX seconds of the record; now, where its producer is so old that it set none."""
+    kind, milliseconds = message.timestamp()
+    return time.time() if kind == TIMESTAMP_NOT_AVAILABLE else milliseconds / 1000
 
 
 def _trace(message: Message) -> tuple[Header, ...]:

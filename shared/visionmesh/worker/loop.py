@@ -68,10 +68,9 @@ Partition = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A batch under way: its messages and the epochs of the partitions they came from."""
+    """A batch under way. ends: per partition, the offset to commit after it, and the assignment's epoch."""
 
-    messages: Sequence[Message]
-    epochs: dict[Partition, int]
+    ends: Mapping[Partition, tuple[int, int | None]]
     started: float
     future: Future[None]
 
@@ -151,7 +150,6 @@ class Worker(Generic[C]):
         # committed, for the partition may have been with another member in between.
         self._epochs: dict[Partition, int] = {}
         self._assignments = 0
-        self._delivered: dict[Partition, int] = {}
         self._in_flight = metrics.IN_FLIGHT.labels(name)
         self._consumed = metrics.CONSUMED.labels(name, topic.name)
         self._commit_due = 0.0
@@ -170,15 +168,16 @@ class Worker(Generic[C]):
         max_batch: int | None = None,
     ) -> Worker[C]:
         """A worker on the real servers that `settings` name."""
+        max_batch = max_batch or settings.worker_max_batch
         return cls(
             name=name,
             topic=topic,
             step=step,
-            consumer=open_consumer(settings, name),
+            consumer=open_consumer(settings, name, max_batch=max_batch),
             publisher=KafkaPublisher(settings),
             store=store,
             record_attempts=record_attempts,
-            max_batch=max_batch or settings.worker_max_batch,
+            max_batch=max_batch,
             max_wait=settings.worker_max_wait_ms / 1000,
             max_attempts=settings.worker_max_attempts,
         )
@@ -258,7 +257,6 @@ class Worker(Generic[C]):
         for message in [first, *self._consumer.consume(self._max_batch - 1, 0)]:
             error = message.error()
             if error is None:
-                self._delivered[_partition(message)] = message.offset()
                 self._buffer.append(message)
             else:
                 self._note(error)
@@ -277,13 +275,10 @@ class Worker(Generic[C]):
         count = min(self._max_batch, len(self._buffer))
         messages = [self._buffer.popleft() for _ in range(count)]
         self._consumed.inc(count)
-        epochs = {
-            partition: self._epochs[partition]
-            for partition in set(map(_partition, messages))
-            if partition in self._epochs
-        }
-        future = self._step_thread.submit(messages)
-        return _Job(messages, epochs, time.monotonic(), future)
+        ends = {_partition(message): message.offset() + 1 for message in messages}
+        epochs = self._epochs
+        job_ends = {partition: (end, epochs.get(partition)) for partition, end in ends.items()}
+        return _Job(job_ends, time.monotonic(), self._step_thread.submit(messages))
 
     def _finish(self, job: _Job) -> None:
         self._job = None
@@ -295,12 +290,11 @@ class Worker(Generic[C]):
 
     def _commit(self, job: _Job) -> None:
         """Commits the batch for every partition whose assignment is still the one it came from."""
-        ends = {_partition(message): message.offset() + 1 for message in job.messages}
         self._commit_up_to(
             {
                 partition: end
-                for partition, end in ends.items()
-                if partition in job.epochs and self._epochs.get(partition) == job.epochs[partition]
+                for partition, (end, epoch) in job.ends.items()
+                if epoch is not None and self._epochs.get(partition) == epoch
             }
         )
 
@@ -342,11 +336,11 @@ class Worker(Generic[C]):
         self._paused = False
         assigned = self._assigned()
         self._consumer.resume(assigned)
-        for partition in assigned:
-            last = self._delivered.get((partition.topic, partition.partition))
-            if last is not None:
+        for position in self._consumer.position(assigned):
+            # It is negative as long as there was no delivery.
+            if position.offset >= 0:
                 try:
-                    self._consumer.seek(TopicPartition(partition.topic, partition.partition, last + 1))
+                    self._consumer.seek(position)
                 except KafkaException as error:
                     log.info("seek_refused", worker=self.name, error=str(error))
 
@@ -359,9 +353,7 @@ class Worker(Generic[C]):
         consumer.incremental_assign(partitions)
         for partition in partitions:
             self._assignments += 1
-            key = (partition.topic, partition.partition)
-            self._epochs[key] = self._assignments
-            self._delivered.pop(key, None)
+            self._epochs[partition.topic, partition.partition] = self._assignments
         # A partition that was lost while paused comes back paused, and a new one arrives unpaused.
         if partitions:
             (consumer.pause if self._paused else consumer.resume)(partitions)
@@ -385,7 +377,6 @@ class Worker(Generic[C]):
         gone = {(partition.topic, partition.partition) for partition in partitions}
         for key in gone:
             self._epochs.pop(key, None)
-            self._delivered.pop(key, None)
         self._buffer = deque(m for m in self._buffer if _partition(m) not in gone)
 
     def _tell_assignment(self, event: str, partitions: list[TopicPartition]) -> None:

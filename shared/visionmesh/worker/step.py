@@ -7,7 +7,6 @@ or why there is nothing to do. The loop alone has effects.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,24 +18,21 @@ from visionmesh.topics import Topic
 C = TypeVar("C", bound=msgspec.Struct)
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True):
     """A message to publish: `value` is the topic's contract, its key field the record's key."""
 
     topic: Topic[Any]
     value: msgspec.Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """The message was processed; these are its results."""
 
     rows: tuple[Row, ...] = ()
     messages: tuple[Outgoing, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(msgspec.Struct, frozen=True):
     """The message is fine and not this worker's business (its tasks or its media type)."""
 
     reason: str
