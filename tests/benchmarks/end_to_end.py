@@ -20,8 +20,10 @@ from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import numpy as np
+import psutil
 import psycopg
 from PIL import Image
 
@@ -142,6 +144,46 @@ def throughput(dsn: str, url: str, side: tuple[int, int], count: int, clients: i
         return count / (time.perf_counter() - started)
 
 
+# What the first design says of each step, in milliseconds.
+SEED_MS = {
+    "feature-extractor": 50,
+    "classifier-fast": 15,
+    "classifier-balanced": 25,
+    "classifier-accurate": 45,
+}
+
+
+def step_seconds(mesh: Mesh) -> dict[str, tuple[float, float]]:
+    """Per worker, the seconds spent in its step and the batches, since it started."""
+    found = {}
+    for worker in SEED_MS:
+        with urlopen(f"{mesh.url_of(worker)}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        values = dict(line.rsplit(" ", 1) for line in lines if line.startswith("mesh_step_seconds_"))
+        label = f'{{worker="{worker}"}}'
+        found[worker] = (
+            float(values[f"mesh_step_seconds_sum{label}"]),
+            float(values[f"mesh_step_seconds_count{label}"]),
+        )
+    return found
+
+
+def print_steps(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> None:
+    for worker, seed in SEED_MS.items():
+        seconds = after[worker][0] - before[worker][0]
+        batches = after[worker][1] - before[worker][1]
+        figure(f"end-to-end: step of {worker} (seed {seed} ms)", [seconds / batches * 1000], "ms")
+
+
+def print_memory(mesh: Mesh) -> None:
+    """Proportional set size of each service, children included, right after the load."""
+    for replica in mesh.replicas:
+        process = psutil.Process(replica.pid)
+        family = [process, *process.children(recursive=True)]
+        size = sum(member.memory_full_info().pss for member in family)
+        figure(f"end-to-end: memory of {replica.service.name}", [size / 2**20], "MiB")
+
+
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=30, help="for latency, one a second")
@@ -153,14 +195,18 @@ def main(arguments: Sequence[str] = ()) -> None:
         client = Client(url)
         latency(client, (32, 32), 5)
         for name, side in SIDES.items():
+            before = step_seconds(mesh)
             times = latency(client, side, options.pictures)
-            figure(f"end-to-end: {name}, p50 (goal <= 100 ms)", times, "ms")
+            steps = step_seconds(mesh)
+            figure(f"end-to-end: {name}, p50 (goal <= 100, seed 150)", times, "ms")
             figure(f"end-to-end: {name}, p95", [percentile(times, 0.95)], "ms")
+            print_steps(before, steps)
         rates = [
             throughput(stack.endpoints.postgres_dsn, url, (32, 32), options.load, 16)
             for _ in range(options.rounds)
         ]
         figure("end-to-end: 32 x 32, 16 clients (goal >= 100)", rates, "img/s")
+        print_memory(mesh)
 
 
 if __name__ == "__main__":
