@@ -6,7 +6,6 @@ half of that round. The seed's absolute is 5 ms a hop.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.figures import figure, median, percentile, ratio
 from benchmarks.runtime import PEERS
-from benchmarks.servers import native, new_topic, peer_python
+from benchmarks.servers import measure_on_kafka, new_topic, peer_python
 
 
 @contextmanager
@@ -85,16 +84,7 @@ def measure(bootstrap: str, count: int, rounds: int) -> None:
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bootstrap", help="a Kafka that runs already; a native stack when absent")
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args(arguments)
-    if options.bootstrap:
-        measure(options.bootstrap, options.count, options.rounds)
-        return
-    with native() as endpoints:
-        measure(endpoints.kafka_bootstrap, options.count, options.rounds)
+    measure_on_kafka(__doc__, arguments, measure, count=200, rounds=5)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ same records of 160 bytes; they take turns.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from confluent_kafka import Producer
 
 from benchmarks.figures import figure, ratio
-from benchmarks.servers import native, new_topic, peer_python
+from benchmarks.servers import measure_on_kafka, new_topic, peer_python
 
 PEERS = Path(__file__).parent / "peers"
 RECORD_BYTES = 160
@@ -70,16 +69,7 @@ def measure(bootstrap: str, count: int, rounds: int) -> None:
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bootstrap", help="a Kafka that runs already; a native stack when absent")
-    parser.add_argument("--count", type=int, default=60_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args(arguments)
-    if options.bootstrap:
-        measure(options.bootstrap, options.count, options.rounds)
-        return
-    with native() as endpoints:
-        measure(endpoints.kafka_bootstrap, options.count, options.rounds)
+    measure_on_kafka(__doc__, arguments, measure, count=60_000, rounds=5)
 
 
 if __name__ == "__main__":

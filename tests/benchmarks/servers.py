@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,23 @@ def native() -> Iterator[Endpoints]:
         open_stack("native", Path(directory)) as stack,
     ):
         yield stack.endpoints
+
+
+def measure_on_kafka(
+    description: str | None, arguments: Sequence[str], measure: Callable[..., None], **numbers: int
+) -> None:
+    """The `main` of a benchmark that needs Kafka alone. numbers: its options, with their defaults."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--bootstrap", help="a Kafka that runs already; a native stack when absent")
+    for name, usual in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=usual)
+    options = vars(parser.parse_args(arguments))
+    bootstrap = options.pop("bootstrap")
+    if bootstrap:
+        measure(bootstrap, **options)
+        return
+    with native() as endpoints:
+        measure(endpoints.kafka_bootstrap, **options)
 
 
 def new_topic(bootstrap: str, partitions: int = 12) -> str:

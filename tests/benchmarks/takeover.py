@@ -7,7 +7,6 @@ the slowest partition's.
 
 from __future__ import annotations
 
-import argparse
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.figures import figure
 from benchmarks.runtime import PEERS
-from benchmarks.servers import native, new_topic
+from benchmarks.servers import measure_on_kafka, new_topic
 
 PARTITIONS = 12
 RECORDS_PER_SECOND = 600
@@ -110,15 +109,7 @@ def measure(bootstrap: str, rounds: int) -> None:
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bootstrap", help="a Kafka that runs already; a native stack when absent")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args(arguments)
-    if options.bootstrap:
-        measure(options.bootstrap, options.rounds)
-        return
-    with native() as endpoints:
-        measure(endpoints.kafka_bootstrap, options.rounds)
+    measure_on_kafka(__doc__, arguments, measure, rounds=5)
 
 
 if __name__ == "__main__":
