@@ -37,6 +37,7 @@ _DEAD_LETTER_HEADERS: Final = {
 def document() -> dict[str, Any]:
     """The document as plain JSON values, the same for the same table."""
     _, schemas = msgspec.json.schema_components([topic.contract for topic in TOPICS], ref_template=_SCHEMAS)
+    _in_the_dialect_of_json_schema(schemas)
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
     for topic in TOPICS:
@@ -85,6 +86,14 @@ def document() -> dict[str, Any]:
 def render() -> str:
     """The committed text of the document."""
     return json.dumps(document(), indent=2) + "\n"
+
+
+def _in_the_dialect_of_json_schema(schemas: dict[str, Any]) -> None:
+    r"""Ends patterns in `$`, which is the very end there; Python's `\Z` is a letter Z (ECMA-262, 22.2.1)."""
+    for schema in schemas.values():
+        for field in schema.get("properties", {}).values():
+            if "pattern" in field:
+                field["pattern"] = field["pattern"].replace(r"\Z", "$")
 
 
 def _channel(topic: Topic[ImageUploaded] | Topic[ImageFeatures]) -> dict[str, Any]:

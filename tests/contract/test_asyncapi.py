@@ -39,3 +39,7 @@ def _references(node: Any) -> list[str]:
 
 def test_the_document_is_plain_json() -> None:
     assert json.loads(asyncapi.render())["asyncapi"] == "3.0.0"
+
+
+def test_patterns_are_of_the_dialect_that_json_schema_speaks() -> None:
+    assert r"\\Z" not in asyncapi.render(), "outside Python that is a letter Z"
