@@ -210,6 +210,9 @@ class _Shell:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            # Every GET route answers it, as RFC 9110 (9.1) asks for; the server leaves the body out.
+            scope = {**scope, "method": "GET"}
         status = 0
         started = time.perf_counter()
 

@@ -137,6 +137,13 @@ def test_unknown_route_and_method(client: TestClient) -> None:
     assert response.headers["allow"] == "POST"
 
 
+def test_head_is_answered_wherever_get_is(client: TestClient) -> None:
+    response = client.head("/health")
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-length"] == client.get("/health").headers["content-length"]
+    assert client.head("/numbers").status_code == 405
+
+
 JSON = {"content-type": "application/json"}
 
 
