@@ -118,6 +118,21 @@ def test_a_service_that_never_gets_ready_is_named_with_its_log(
         mesh.wait_until_ready(0.5)
 
 
+def test_a_second_mesh_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+    hold = "import sys, pathlib; from visionmesh.cli.up import _hold; _hold(pathlib.Path(sys.argv[1]))"
+    wait = "; print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold + wait, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"held\n"
+        second = subprocess.run([sys.executable, "-c", hold, tmp_path], capture_output=True, text=True)
+        assert "MeshError" in second.stderr
+        assert "--directory" in second.stderr
+        first.kill()
+    subprocess.run([sys.executable, "-c", hold, tmp_path], check=True)
+
+
 def test_the_command_answers_help_without_importing_what_is_heavy() -> None:
     program = (
         "import sys, visionmesh.cli\n"

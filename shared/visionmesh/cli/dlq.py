@@ -23,13 +23,13 @@ def list_letters(
     """Count the dead letters of every topic, by reason."""
     connect()
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from visionmesh.settings import get_settings
     from visionmesh.topics import dead_letter_topics
     from visionmesh.worker.dead_letters import read_dead_letters
 
-    table = Table("topic", "waiting", "replayed", "reasons of those waiting")
+    table = Table(Column("topic", no_wrap=True), "waiting", "replayed", "reasons of those waiting")
     for topic in dead_letter_topics():
         letters = list(read_dead_letters(get_settings(), topic))
         waiting = [letter for letter in letters if not letter.replayed]

@@ -7,11 +7,11 @@ def settings() -> None:
     """Print every setting: environment variable, default, what it does."""
     from pydantic import SecretStr
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from visionmesh.settings import Settings
 
-    table = Table("variable", "default", "what it does")
+    table = Table(Column("variable", no_wrap=True), "default", "what it does")
     for name, field in Settings.model_fields.items():
         default = field.default
         text = default.get_secret_value() if isinstance(default, SecretStr) else str(default)

@@ -25,7 +25,7 @@ def list_topics(
         return
     connect()
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from visionmesh.kafka import partition_offsets
     from visionmesh.settings import get_settings
@@ -34,7 +34,7 @@ def list_topics(
 
     readers = [(topic.name, group) for topic in TOPICS for group in topic.consumers]
     readers += [(topic.dead_letters(group), REPLAY_GROUP) for topic in TOPICS for group in topic.consumers]
-    table = Table("topic", "partitions", "messages", "group", "lag")
+    table = Table(Column("topic", no_wrap=True), "partitions", "messages", "group", "lag")
     for name, group in readers:
         offsets = partition_offsets(get_settings(), name, group)
         row: dict[str, Any] = {

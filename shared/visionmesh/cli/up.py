@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -107,6 +108,7 @@ def _mesh(
     directory.mkdir(parents=True, exist_ok=True)
     try:
         replicas = parse_scale(scale)
+        _hold(directory)
         if stack is StackName.native:
             from visionmesh.stack.prepare import prepare_native
 
@@ -132,15 +134,34 @@ def _mesh(
         fail(str(error))
 
 
+def _hold(directory: Path) -> None:
+    """Makes the directory this process's own until it ends, however it ends.
+
+    Two meshes in one would overwrite each other's logs and addresses. Raises `MeshError` for the second.
+    """
+    from visionmesh.mesh import MeshError
+
+    held = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise MeshError(
+            f"Another mesh runs in {directory}. Stop that one, or start this one with a --directory of its "
+            "own and --ports free."
+        ) from None
+
+
 def _print_addresses(mesh: Mesh) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("service", "address", "log", title="visionmesh is up; Ctrl-C stops it")
+    table = Table("service", "address", title="visionmesh is up; Ctrl-C stops it")
     for replica in mesh.replicas:
-        table.add_row(replica.name, replica.url, str(replica.log))
+        table.add_row(replica.name, replica.url)
     console = Console()
     console.print(table)
+    console.print(f"Logs: {mesh.replicas[0].log.parent}", soft_wrap=True, highlight=False)
     url = mesh.url_of("ingest-api")
     console.print(f'Try: curl -F "file=@samples/cat.jpg" {url}/upload', soft_wrap=True, highlight=False)
 

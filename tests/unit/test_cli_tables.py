@@ -1,0 +1,30 @@
+"""Names that people copy out of a table stand in it whole, however narrow the terminal."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from visionmesh import kafka
+from visionmesh.cli import app
+from visionmesh.settings import Settings
+from visionmesh.topics import dead_letter_topics
+from visionmesh.worker import dead_letters
+
+
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_every_variable_of_the_settings() -> None:
+    printed = CliRunner().invoke(app, ["settings"]).stdout
+    assert all(f"MESH_{name.upper()} " in printed for name in Settings.model_fields)
+
+
+def test_every_dead_letter_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka, "partition_offsets", lambda *_: [])
+    monkeypatch.setattr(dead_letters, "read_dead_letters", lambda *_: [])
+    for command in (["topics"], ["dlq", "list"]):
+        printed = CliRunner().invoke(app, command).stdout
+        assert all(f" {name} " in printed for name in dead_letter_topics()), command
