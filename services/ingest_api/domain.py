@@ -77,8 +77,11 @@ def object_key(day: date, upload_id: str, image_id: str | None, extension: str) 
 
 
 def checked_image_id(text: str) -> str:
-    """`text` when it may be an image id. Raises `Rejected("bad_image_id")`."""
-    if not is_image_id(text):
+    """`text` when it may be an image id. Raises `Rejected("bad_image_id")`.
+
+    `.` and `..` are ids on the wire, but no client could ask for their results: in a URL they are folders.
+    """
+    if not is_image_id(text) or text in (".", ".."):
         raise Rejected("bad_image_id", "An image_id is 1 to 128 letters, digits and . _ : -")
     return text
 

@@ -93,7 +93,7 @@ def test_two_uploads_of_one_image_id_never_share_an_object() -> None:
     assert first.startswith("2024/10/06/test-123.")
 
 
-@pytest.mark.parametrize("image_id", ["..", ".", "...", "a:b", "-"])
+@pytest.mark.parametrize("image_id", ["...", "..a", "a:b", "-"])
 def test_no_image_id_leaves_its_folder(image_id: str) -> None:
     key = object_key(date(2024, 10, 6), uuid7(1, b"a" * 10), checked_image_id(image_id), "jpg")
     assert key.split("/")[:3] == ["2024", "10", "06"]
@@ -101,7 +101,9 @@ def test_no_image_id_leaves_its_folder(image_id: str) -> None:
     assert len(key.split("/")) == 4
 
 
-@pytest.mark.parametrize("text", ["", "a/b", "../a", "a b", "ä", "a\n", "a\0", "x" * 129, "a\\b", "%2e"])
+@pytest.mark.parametrize(
+    "text", ["", "a/b", "../a", "a b", "ä", "a\n", "a\0", "x" * 129, "a\\b", "%2e", ".", ".."]
+)
 def test_forbidden_image_ids(text: str) -> None:
     assert code_of(checked_image_id, text) == "bad_image_id"
 
