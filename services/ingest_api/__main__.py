@@ -20,8 +20,8 @@ from visionmesh.object_store import ObjectStore, S3ObjectStore
 from visionmesh.observability.health import Check
 from visionmesh.observability.logs import configure
 from visionmesh.results import Images, PostgresImages
-from visionmesh.service import run_service
-from visionmesh.settings import Settings, get_settings
+from visionmesh.service import run_service, start
+from visionmesh.settings import Settings
 
 SERVICE: Final = "ingest-api"
 PORT: Final = 8001
@@ -67,19 +67,18 @@ def compose(
     return app
 
 
-def main() -> int:
-    settings = get_settings()
+def serve(settings: Settings) -> int:
     configure(SERVICE, settings)
-    database = Database.from_settings(settings)
-    app = compose(
-        settings,
-        PostgresImages(database),
-        S3ObjectStore.from_settings(settings),
-        KafkaPublisher(settings),
-        database.ping,
-    )
-    return run_service(app, None, port=PORT, settings=settings)
+    with Database.from_settings(settings) as database:
+        app = compose(
+            settings,
+            PostgresImages(database),
+            S3ObjectStore.from_settings(settings),
+            KafkaPublisher(settings),
+            database.ping,
+        )
+        return run_service(app, None, port=PORT, settings=settings)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start(serve))

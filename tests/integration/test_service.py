@@ -183,10 +183,13 @@ def test_a_port_in_use(run: Callable[..., Running]) -> None:
     assert "MESH_HTTP_PORT" in line["hint"]
 
 
-def test_a_setting_that_does_not_parse() -> None:
+@pytest.mark.parametrize(
+    "program", [("-c", PROGRAM), ("-m", "ingest_api"), ("-m", "feature_extractor"), ("-m", "classifier")]
+)
+def test_a_setting_that_does_not_parse(program: tuple[str, str]) -> None:
     environment = os.environ | {"MESH_HTTP_PORT": "eight"}
     ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, *program], capture_output=True, text=True, env=environment, check=False
     )
     assert ended.returncode == 2
     assert ended.stderr.startswith("MESH_HTTP_PORT: ")
