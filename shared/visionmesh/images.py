@@ -181,7 +181,7 @@ def _opened(data: bytes, limits: Limits) -> Iterator[Image.Image]:
     except (Rejected, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_many_pixels("far more pixels than that", limits) from error
+        raise _too_many_pixels(f"more than {2 * LIMITS.pixels} pixels", limits) from error
     # Decoders raise whatever their author thought of: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
         raise _broken(name, error) from error
