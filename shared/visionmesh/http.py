@@ -62,6 +62,9 @@ _STATUS: Final = {
     "upload_stalled": 408,
 }
 
+# What FastAPI says of a body that its JSON parser does not even report on.
+_UNREADABLE_BODY: Final = "There was an error parsing the body"
+
 _CODES: Final = {
     400: "bad_request",
     404: "not_found",
@@ -187,6 +190,9 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     reason = str(error.detail)
+    if reason == _UNREADABLE_BODY:
+        reason = "The body is not JSON: it is not UTF-8, or nested too deeply."
+        return error_response(HTTPStatus.BAD_REQUEST, "invalid_json", reason)
     if reason == HTTPStatus.NOT_FOUND.phrase:
         reason = f"There is no {request.url.path} here; /docs shows what there is."
     elif reason == HTTPStatus.METHOD_NOT_ALLOWED.phrase:

@@ -137,6 +137,11 @@ def test_unknown_route_and_method(client: TestClient) -> None:
     assert response.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize("body", [b'{"numbers": "\xff"}', b"[" * 20_000])
+def test_a_body_that_the_parser_gives_up_on_is_no_json(client: TestClient, body: bytes) -> None:
+    assert_error(client.post("/numbers", content=body, headers=JSON), 400, "invalid_json")
+
+
 def test_head_is_answered_wherever_get_is(client: TestClient) -> None:
     response = client.head("/health")
     assert (response.status_code, response.content) == (200, b"")
@@ -166,7 +171,7 @@ JSON = {"content-type": "application/json"}
         ("/message", '{"image_id": "a"}', 422, "invalid_request"),
         ("/message", "[" * 900, 422, "invalid_request"),
         ("/message", '{"x":' + "[" * 20_000, 400, "invalid_json"),
-        ("/numbers", '{"x":' + "[" * 20_000, 400, "bad_request"),
+        ("/numbers", '{"x":' + "[" * 20_000, 400, "invalid_json"),
     ],
 )
 def test_bad_bodies(client: TestClient, path: str, body: str, status: int, code: str) -> None:
