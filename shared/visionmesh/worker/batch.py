@@ -86,6 +86,11 @@ class BatchRunner(Generic[C]):
         self._max_attempts = max_attempts
         self._stop = stop
         self._keyed_by_image = topic.key == "image_id"
+        # Looking a label up costs as much as decoding a message.
+        self._batch_size = metrics.BATCH_SIZE.labels(name)
+        self._step_seconds = metrics.STEP_SECONDS.labels(name)
+        self._store_seconds = metrics.STORE_SECONDS.labels(name)
+        self._publish_seconds = metrics.PUBLISH_SECONDS.labels(name)
         self._age_seconds = metrics.AGE_SECONDS.labels(name)
         # The images that the step has at this moment, where attempts are written down.
         self._trying: list[str] = []
@@ -102,7 +107,7 @@ class BatchRunner(Generic[C]):
         try:
             item.value = self._decoder.decode(message.value() or b"")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            item.verdict = Rejected("invalid_message", f"not a {self._topic.contract.__name__}: {error}")
+            item.verdict = Rejected("invalid_message", f"no {self._topic.contract.__name__} message: {error}")
             item.image_id = self._image_id_of(message)
         else:
             item.image_id = getattr(item.value, "image_id", None) if self._keyed_by_image else None
@@ -115,9 +120,12 @@ class BatchRunner(Generic[C]):
         try:
             found = msgspec.json.decode(message.value() or b"", type=dict[str, Any]).get("image_id")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            # No JSON at all (a NaN is enough), but the key says the same.
-            found = (message.key() or b"").decode(errors="replace")
-        return found if isinstance(found, str) and is_image_id(found) else None
+            found = None  # no JSON at all: a NaN is enough
+        # The key says the same, where the producer of a bad message kept to that at least.
+        for candidate in (found, (message.key() or b"").decode(errors="replace")):
+            if isinstance(candidate, str) and is_image_id(candidate):
+                return candidate
+        return None
 
     def _groups(self, items: Sequence[_Item[C]]) -> list[Sequence[_Item[C]]]:
         """The whole batch, or, after a death, those that were in flight one by one: so the guilty one
@@ -146,10 +154,10 @@ class BatchRunner(Generic[C]):
     def _run_group(self, items: Sequence[_Item[C]]) -> None:
         undecided = [item for item in items if item.verdict is None]
         if undecided:
-            metrics.BATCH_SIZE.labels(self._name).observe(len(undecided))
+            self._batch_size.observe(len(undecided))
             started = time.perf_counter()
             self._decide(undecided)
-            metrics.STEP_SECONDS.labels(self._name).observe(time.perf_counter() - started)
+            self._step_seconds.observe(time.perf_counter() - started)
         self._save(items)
         self._publish(items)
         self._tell(items)
@@ -171,7 +179,7 @@ class BatchRunner(Generic[C]):
                     reason=verdict.reason,
                     partition=item.message.partition(),
                     offset=item.message.offset(),
-                    traceback=item.traceback,
+                    **({"traceback": item.traceback} if item.traceback else {}),
                 )
         for state, count in states.items():
             metrics.FINISHED.labels(self._name, state).inc(count)
@@ -284,7 +292,7 @@ class BatchRunner(Generic[C]):
             item.traceback = traceback.format_exc()
             item.verdict = Rejected("cannot_store", f"{type(error).__name__}: {error}")
             self._save(items)
-        metrics.STORE_SECONDS.labels(self._name).observe(time.perf_counter() - started)
+        self._store_seconds.observe(time.perf_counter() - started)
 
     def _rows(self, item: _Item[C]) -> list[Row]:
         verdict = item.verdict
@@ -318,7 +326,7 @@ class BatchRunner(Generic[C]):
             return
         started = time.perf_counter()
         refused = self._patiently(lambda: self._publisher.publish(batch.records, give_up=self._stop.is_set))
-        metrics.PUBLISH_SECONDS.labels(self._name).observe(time.perf_counter() - started)
+        self._publish_seconds.observe(time.perf_counter() - started)
         self._bury(batch, refused)
 
     def _bury(self, batch: _Publication, refused: Any) -> None:

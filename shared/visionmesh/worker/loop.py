@@ -238,14 +238,18 @@ class Worker(Generic[C]):
             self._poll(self._max_wait)
             return
         grace = job.started + GRACE_SECONDS - time.monotonic()
-        if len(self._buffer) < _BATCHES_AHEAD * self._max_batch:
+        full = len(self._buffer) >= _BATCHES_AHEAD * self._max_batch
+        if not self._buffer:
             self._poll(_TICK_SECONDS if grace > 0 else _SLOW_TICK_SECONDS)
         elif grace > 0:
-            wait([job.future], min(grace, self._max_wait))
+            # Work is waiting for the batch under way, so its end is what is looked for.
+            wait([job.future], min(grace, self._max_wait) if full else _TICK_SECONDS)
+            if not full:
+                self._poll(0)
         else:
-            # Polling goes on, so that the group stays whole; nothing more than what was already on its
-            # way comes of it.
-            if not self._paused:
+            # Polling goes on, so that the group stays whole; with the partitions paused, nothing more than
+            # what was already on its way comes of it.
+            if full and not self._paused:
                 self._pause()
             self._poll(_SLOW_TICK_SECONDS)
 
