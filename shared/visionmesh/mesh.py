@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from visionmesh.stack import tether
+from visionmesh.stack.ports import free_port
 
 HOST: Final = "127.0.0.1"
 
@@ -352,14 +353,11 @@ def _refuse_taken(port: int, service: str) -> None:
 
 
 def _free_port(taken: set[int]) -> int:
-    """A port that nothing listens on and that no other replica was given."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            port = int(probe.getsockname()[1])
-        if port not in taken:
-            taken.add(port)
-            return port
+    """A port that nothing listens on, no client is given, and no other replica was given."""
+    while (port := free_port()) in taken:
+        pass
+    taken.add(port)
+    return port
 
 
 def _describe(status: int) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from visionmesh import mesh as supervisor
 from visionmesh.mesh import Mesh, MeshError, Replica, Service, parse_scale, running_file
+from visionmesh.stack.ports import LINUX_EPHEMERAL_RANGE
 
 
 def test_a_scale_is_read() -> None:
@@ -35,6 +36,10 @@ def test_the_first_replica_owns_the_published_port_and_further_ones_take_free_po
     assert len({replica.port for replica in mesh.replicas}) == 7
     published = {service.port for service in supervisor.SERVICES}
     assert not published & {replica.port for replica in mesh.replicas}
+    if LINUX_EPHEMERAL_RANGE.exists():
+        # A client that retries a dead replica there may be given its port, and block its restart.
+        lowest, highest = map(int, LINUX_EPHEMERAL_RANGE.read_text().split())
+        assert not {replica.port for replica in mesh.replicas} & set(range(lowest, highest + 1))
 
 
 def test_a_taken_port_is_named_with_its_service_and_a_way_out(
