@@ -50,6 +50,15 @@ def test_every_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> No
         assert datetime.fromisoformat(line["timestamp"]).utcoffset() == timedelta(0)
 
 
+def test_a_line_begins_with_what_people_read_first(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("test", Settings())
+    with tracing.use(tracing.Trace.new()), logs.bind(image_id="test-123"):
+        structlog.get_logger().info("own", size=3)
+        logging.getLogger("library").info("foreign")
+    for line in lines(capsys):
+        assert list(line)[:4] == ["timestamp", "level", "service", "event"]
+
+
 def test_what_is_bound_is_on_every_line(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("test", Settings())
     trace = tracing.Trace.new()

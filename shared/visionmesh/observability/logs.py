@@ -1,7 +1,7 @@
 """Logs: one JSON object per line on stderr, from the mesh's own code and from every library alike.
 
-Each line has `timestamp` (ISO 8601, UTC), `level`, `service`, `event`, and, inside a request or a message
-of a trace, `trace_id`. `bind` adds fields, such as `image_id`, to all lines of a block.
+Each line begins with `timestamp` (ISO 8601, UTC), `level`, `service`, `event`, and has, inside a request or
+a message of a trace, `trace_id`. `bind` adds fields, such as `image_id`, to all lines of a block.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ _PASSWORD_IN_DSN: Final = re.compile(r"(?i)(password\s*=\s*)('[^']*'|[^\s']+)")
 _SECRET_NAMES: Final = re.compile(r"(?i)password|secret|token|authorization|api_?key|access_?key")
 _HIDDEN: Final = "***"
 
+# What people read first in a line, whatever else it holds.
+_FIRST: Final = ("timestamp", "level", "service", "event")
+
 # Their lines say nothing that a metric, or a line of our own, does not.
 _QUIET: Final = (
     "uvicorn.access",
@@ -45,7 +48,12 @@ def configure(service: str, settings: Settings) -> None:
         _add(service),
     ]
     last: list[Processor] = (
-        [structlog.processors.format_exc_info, _hide_secrets, structlog.processors.JSONRenderer(default=str)]
+        [
+            structlog.processors.format_exc_info,
+            _hide_secrets,
+            _in_order,
+            structlog.processors.JSONRenderer(default=str),
+        ]
         if settings.log_format == "json"
         else [_hide_secrets, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
@@ -88,6 +96,10 @@ def _add(service: str) -> Processor:
         return event
 
     return add
+
+
+def _in_order(_: Any, __: str, event: EventDict) -> EventDict:
+    return {name: event[name] for name in _FIRST if name in event} | dict(event)
 
 
 def _hide_secrets(_: Any, __: str, event: EventDict) -> EventDict:
