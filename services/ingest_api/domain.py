@@ -116,9 +116,10 @@ def checked_media_type(start: bytes) -> str:
 def read_header(start: bytes, *, complete: bool) -> Header:
     """Reads the header of a picture. start: its first bytes, all of them when `complete`.
 
-    Raises `Rejected` when the header already says that no worker will take the picture: as
-    `checked_media_type`, `too_many_pixels`, and `corrupt_image` or `truncated_image` of a complete file
-    whose header can't be read. A part of a file that can't be read yet has no width and height.
+    Raises `Rejected` when these already say that no worker will take the picture: as
+    `checked_media_type`, `too_many_pixels`, and of a complete file `corrupt_image` or `truncated_image`
+    when the header can't be read or the picture has no end. A part of a file that can't be read yet has no
+    width and height.
     """
     media_type = checked_media_type(start[:SNIFF_BYTES])
     extension = _EXTENSIONS[media_type]
@@ -130,6 +131,8 @@ def read_header(start: bytes, *, complete: bool) -> Header:
         if complete or error.code == "too_many_pixels":
             raise
         return Header(media_type, extension, None, None)
+    if complete:
+        images.check_end(start)
     return Header(media_type, extension, info.width, info.height)
 
 

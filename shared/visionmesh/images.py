@@ -104,6 +104,14 @@ _UPRIGHT: Final = {
 }
 _SWAPS_SIDES: Final = frozenset((5, 6, 7, 8))
 
+# Markers of JPEG; the bare ones stand alone, without a length.
+_FILL: Final = 0xFF
+_START_OF_SCAN: Final = 0xDA
+_BARE_MARKERS: Final = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
+
+# Decoders have all rows of a PNG before its last few bytes: the end of the last block and a checksum.
+_PNG_TAIL: Final = 32
+
 
 def media_type(start: bytes) -> str | None:
     """The media type that the first 64 bytes of a file speak of, or None when they are of none known."""
@@ -137,6 +145,17 @@ def probe(data: bytes, *, limits: Limits = LIMITS) -> ImageInfo:
             height=height,
             several=bool(getattr(image, "is_animated", False)),
         )
+
+
+def check_end(data: bytes) -> None:
+    """Looks whether a whole file ends before its picture does, without decoding it.
+
+    Raises `Rejected("truncated_image")` of JPEG and PNG, and only where `decode` would refuse the file
+    as well. What can't be told like this passes, and so do other formats and bytes behind the picture.
+    """
+    name = media_type(data[:64])
+    if (name == "image/jpeg" and _jpeg_ends_early(data)) or (name == "image/png" and _png_ends_early(data)):
+        raise _truncated(name)
 
 
 def decode(data: bytes, *, limits: Limits = LIMITS) -> NDArray[np.uint8]:
@@ -194,8 +213,44 @@ def _too_many_pixels(found: str, limits: Limits) -> Rejected:
 def _broken(name: str, error: Exception) -> Rejected:
     text = str(error).lower()
     if isinstance(error, EOFError) or "truncated" in text or "end of file" in text:
-        return Rejected("truncated_image", f"The {name} file ends before the picture does.")
+        return _truncated(name)
     return Rejected("corrupt_image", f"The file begins like {name} but can't be decoded.")
+
+
+def _truncated(name: str) -> Rejected:
+    return Rejected("truncated_image", f"The {name} file ends before the picture does.")
+
+
+def _jpeg_ends_early(data: bytes) -> bool:
+    """Whether no end of image follows the first scan of a JPEG (ITU-T T.81, annex B).
+
+    Segments in front of the scan are passed over by their length, so that the end of a thumbnail in one
+    of them is not taken for the end of the picture.
+    """
+    at = 2
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
+        marker = data[at + 1]
+        if marker == _FILL:
+            at += 1
+        elif marker in _BARE_MARKERS:
+            at += 2
+        elif marker == _START_OF_SCAN:
+            # Decoders take zeros behind the last row for the end that a camera did not write.
+            return data.rfind(b"\xff\xd9", at) < 0 and not data.endswith(b"\0\0")
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return True
+
+
+def _png_ends_early(data: bytes) -> bool:
+    """Whether a PNG ends inside its picture data (ISO/IEC 15948, section 5.3)."""
+    at = 8
+    while at + 8 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"IDAT" and end - len(data) > _PNG_TAIL:
+            return True
+        at = end + 4
+    return False
 
 
 def _orientation(image: Image.Image) -> int:

@@ -259,9 +259,19 @@ def test_a_body_of_100_mb_is_refused(service: Service) -> None:
     service.expect_nothing()
 
 
-def test_a_truncated_jpeg_is_taken_for_the_worker_to_judge(service: Service) -> None:
-    data = jpeg(width=400, height=300)
-    assert service.upload(data[: len(data) // 2]).status_code == 202
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_truncated_picture_leaves_nothing_behind(service: Service, kind: str) -> None:
+    file = io.BytesIO()
+    Image.radial_gradient("L").save(file, kind)
+    data = file.getvalue()
+    expect_error(service.upload(data[: len(data) // 2]), 422, "truncated_image")
+    service.expect_nothing()
+    assert service.upload(data + b"more").status_code == 202
+
+
+def test_a_large_truncated_jpeg_is_taken_for_the_worker_to_judge(service: Service) -> None:
+    data = jpeg()[:-2]
+    assert service.upload(data + b"\1" * (7 * 1024 * 1024)).status_code == 202
 
 
 @pytest.mark.parametrize("image_id", ["a b", "a/b", "../../etc/passwd", "..\\x", "", "x" * 129, "nul\0", "ä"])

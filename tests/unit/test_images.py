@@ -120,6 +120,56 @@ def test_a_truncated_jpeg_is_named_so() -> None:
     assert rejection(data[: len(data) * 2 // 3]) == "truncated_image"
 
 
+def with_thumbnail(picture: Image.Image) -> bytes:
+    """A JPEG with a whole JPEG in a segment before its own picture."""
+    data, thumbnail = saved(picture, "JPEG"), saved(photo(16, 16), "JPEG")
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(thumbnail)) + thumbnail + data[2:]
+
+
+def ends(data: bytes) -> bool:
+    try:
+        images.check_end(data)
+    except Rejected as error:
+        return error.code != "truncated_image"
+    return True
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(photo(), "JPEG"),
+        saved(photo(), "JPEG", progressive=True),
+        saved(photo().convert("L"), "JPEG", restart_marker_blocks=2),
+        with_thumbnail(photo()),
+        saved(photo(), "PNG"),
+        saved(photo().quantize(), "PNG", interlace=True),
+    ],
+    ids=["jpeg", "progressive", "restarts", "thumbnail", "png", "palette"],
+)
+def test_only_files_that_decoders_refuse_end_early(data: bytes) -> None:
+    for cut in range(60):
+        part = data[: len(data) - cut]
+        if not ends(part):
+            assert rejection(part) == "truncated_image"
+    for part in (data[: len(data) - 60], data[: len(data) * 2 // 3]):
+        assert not ends(part)
+    for more in (b"\0" * 100, b"a note", data):
+        assert ends(data + more)
+
+
+def test_zeros_in_place_of_the_end_of_a_jpeg_are_none_of_a_truncated_one() -> None:
+    data = saved(photo(), "JPEG")[:-2]
+    assert not ends(data)
+    assert ends(data + bytes(100))
+    assert decode(data + bytes(100)).shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF"])
+def test_the_end_of_other_formats_is_for_their_decoders(kind: str) -> None:
+    data = saved(photo(), kind)
+    assert ends(data[: len(data) // 2])
+
+
 def test_only_allowed_formats_are_decoded() -> None:
     for kind in ("PPM", "ICO", "TGA", "PCX"):
         assert rejection(saved(photo(), kind)) == "not_an_image"

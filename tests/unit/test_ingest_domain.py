@@ -176,7 +176,9 @@ def test_a_file_that_only_begins_like_a_picture_is_refused() -> None:
 
 def test_a_truncated_picture_has_a_good_header() -> None:
     data = picture("JPEG", 400, 300)
-    assert read_header(data[: len(data) // 2], complete=True).width == 400
+    part = data[: len(data) // 2]
+    assert read_header(part, complete=False).width == 400
+    assert code_of(read_header, part, complete=True) == "truncated_image"
 
 
 @pytest.mark.parametrize(
