@@ -281,7 +281,7 @@ def test_upload_waits_and_says_the_labels(mesh: RunningMesh, tmp_path: Path) -> 
     first, second = (json.loads(line) for line in ended.stdout.splitlines())
     assert first["status"] == "done", ended.stderr
     assert {one["label"] for one in first["predictions"]} == {"cat"}
-    assert second["error_code"] == "not_an_image"
+    assert second["error"]["code"] == "not_an_image"
     assert ended.returncode == 1
 
 

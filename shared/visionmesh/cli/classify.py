@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from visionmesh.cli.console import fail
+from visionmesh.cli.pictures import Paths, error_of, pictures_of
 from visionmesh.errors import Rejected
 
 if TYPE_CHECKING:
@@ -22,16 +22,11 @@ if TYPE_CHECKING:
 # Pictures decoded and run at once: 3 KB each once decoded.
 _BATCH: Final = 256
 
-# What is taken out of a folder. A file that is named is always tried, whatever its ending.
-_ENDINGS: Final = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
-)
-
 _EXTRACTOR: Final = "extractor"
 
 
 def classify(
-    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders (their pictures, to any depth).")],
+    paths: Paths,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per picture.")] = False,
 ) -> None:
     """Classify pictures here and now; no server is needed.
@@ -47,7 +42,7 @@ def classify(
         extractor, classifiers = _models()
     except ModelError as error:
         fail(str(error))
-    files = list(_files(paths))
+    files = list(pictures_of(paths))
     unread = 0
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("classifying", total=len(files))
@@ -72,16 +67,6 @@ def _models() -> tuple[Extractor, list[Classifier]]:
     return Extractor(store.load(_EXTRACTOR)), [Classifier(store.load(name)) for name in CLASSIFIERS]
 
 
-def _files(paths: Iterable[Path]) -> Iterator[Path]:
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        for folder, folders, names in os.walk(path):
-            folders.sort()
-            yield from (Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in _ENDINGS)
-
-
 def _batches(files: Iterable[Path]) -> Iterator[list[Path]]:
     remaining = iter(files)
     while batch := list(islice(remaining, _BATCH)):
@@ -104,8 +89,7 @@ def _classify(
         except Rejected as error:
             answers.append({"file": str(file), "error": {"code": error.code, "message": error.reason}})
         except OSError as error:
-            code = "file_not_found" if isinstance(error, FileNotFoundError) else "unreadable_file"
-            answers.append({"file": str(file), "error": {"code": code, "message": error.strerror}})
+            answers.append({"file": str(file), "error": error_of(error)})
         else:
             pictures.append(picture)
             answers.append({"file": str(file)})

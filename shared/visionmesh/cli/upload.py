@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from visionmesh.cli.console import fail, ingest_url
+from visionmesh.cli.pictures import Paths, error_of, pictures_of
 
 if TYPE_CHECKING:
     import httpx
@@ -22,7 +23,7 @@ _POLL_SECONDS: Final = 0.05
 
 
 def upload(
-    files: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    paths: Paths,
     url: Annotated[str | None, typer.Option(help="ingest-api; the running mesh's when absent.")] = None,
     tasks: Annotated[str | None, typer.Option(help="E.g. classify,qr; everything when absent.")] = None,
     image_id: Annotated[
@@ -37,6 +38,7 @@ def upload(
     from rich.console import Console
     from rich.progress import Progress
 
+    files = list(pictures_of(paths))
     if image_id is not None and len(files) > 1:
         fail("--image-id names one picture; upload one file at a time with it.", 2)
     base = url or ingest_url()
@@ -56,7 +58,7 @@ def upload(
             Progress(console=Console(stderr=True), transient=True) as progress,
         ):
             for answer in progress.track(pool.map(one, files), total=len(files), description="uploading"):
-                failed = failed or "error_code" in answer or answer.get("status") in ("failed", "processing")
+                failed = failed or "error" in answer or answer.get("status") == "processing"
                 _print(answer, as_json=as_json, waited=wait)
     except httpx.ConnectError as error:
         fail(f"Nothing answers on {base} ({error}); start the mesh with `mesh up` or name it with --url.")
@@ -67,40 +69,58 @@ def upload(
 
 
 def _upload(client: httpx.Client, file: Path, form: dict[str, str]) -> dict[str, Any]:
-    """The server's answer, or `error` and `error_code`."""
+    """The server's answer, or `error` with `code` and `message`."""
     try:
         with file.open("rb") as stream:
             response = client.post("/upload", data=form, files={"file": (file.name, stream)})
     except OSError as error:
-        return {"error": error.strerror or str(error), "error_code": "unreadable_file"}
+        return {"error": error_of(error)}
+    return _answer(response)
+
+
+def _answer(response: httpx.Response) -> dict[str, Any]:
     try:
         answer = dict(response.json())
     except ValueError:
-        return {"error": f"{response.status_code} {response.text[:200]}", "error_code": "not_the_mesh"}
+        message = f"{response.status_code} {response.text[:200]}"
+        return {"error": {"code": "not_the_mesh", "message": message}}
     if "code" in answer:
-        return {"error": answer["error"], "error_code": answer["code"]}
+        return {"error": {"code": answer["code"], "message": answer["error"]}}
     return answer
 
 
 def _wait(client: httpx.Client, image_id: str, seconds: float) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while True:
-        found: dict[str, Any] = client.get(f"/predictions/{image_id}").json()
+        found = _answer(client.get(f"/predictions/{image_id}"))
         if found.get("status") != "processing" or time.monotonic() > deadline:
-            return {name: found.get(name) for name in ("status", "error", "predictions")}
+            return _became(found)
         time.sleep(_POLL_SECONDS)
+
+
+def _became(found: dict[str, Any]) -> dict[str, Any]:
+    """`status` and `predictions`; `error` with `code` and `message` only when it failed."""
+    if "status" not in found:
+        return found
+    became = {name: found[name] for name in ("status", "predictions")}
+    if found["error"] is None:
+        return became
+    # `worker: code: reason`, as the results tell it.
+    worker, _, why = found["error"].partition(": ")
+    code, _, reason = why.partition(": ")
+    return became | {"error": {"code": code, "message": f"{worker}: {reason}"}}
 
 
 def _print(answer: dict[str, Any], *, as_json: bool, waited: bool) -> None:
     if as_json:
         text = json.dumps(answer)
-    elif "error_code" in answer:
-        text = f"{answer['file']}: {answer['error']} ({answer['error_code']})"
+    elif "error" in answer:
+        known = f"{answer['image_id']} failed: " if "image_id" in answer else ""
+        text = f"{answer['file']}: {known}{answer['error']['message']} ({answer['error']['code']})"
     elif not waited:
         text = f"{answer['file']}: {answer['image_id']}"
     elif answer["status"] != "done":
-        why = answer["error"] or "still working"
-        text = f"{answer['file']}: {answer['image_id']} {answer['status']}: {why}"
+        text = f"{answer['file']}: {answer['image_id']} {answer['status']}: still working"
     else:
         labels = ", ".join(
             f"{item['classifier']} {item['label']} {item['confidence']:.0%}" for item in answer["predictions"]

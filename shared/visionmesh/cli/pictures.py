@@ -1,0 +1,34 @@
+"""The pictures that a command is given: files, and what folders hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+# What is taken out of a folder. A file that is named is always tried, whatever its ending.
+_ENDINGS: Final = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
+)
+
+Paths = Annotated[list[Path], typer.Argument(help="Pictures, or folders (their pictures, to any depth).")]
+
+
+def pictures_of(paths: Iterable[Path]) -> Iterator[Path]:
+    """The files that are named, and the pictures of the folders, in order."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        for folder, folders, names in os.walk(path):
+            folders.sort()
+            yield from (Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in _ENDINGS)
+
+
+def error_of(error: OSError) -> dict[str, str]:
+    """What a command prints of a file that could not be opened: `code` and `message`."""
+    code = "file_not_found" if isinstance(error, FileNotFoundError) else "unreadable_file"
+    return {"code": code, "message": error.strerror or str(error)}
