@@ -76,7 +76,7 @@ def show(
 @app.command("replay")
 def replay(
     topic: TopicArgument,
-    limit: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Publish the original messages again to the topics they came from, each of them once."""
