@@ -55,6 +55,17 @@ def test_a_folder_gives_its_pictures_to_any_depth_in_order(tmp_path: Path) -> No
     assert names == ["b.jpg", "a/c.png", "a/z.JPG"]
 
 
+def test_a_folder_without_pictures_is_an_error_and_its_neighbours_are_not(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    status, (empty, cat) = classify(str(tmp_path), str(CAT))
+    assert status == 1
+    assert (empty["file"], empty["error"]["code"]) == (str(tmp_path), "no_pictures")
+    assert "predictions" in cat
+    result = CliRunner().invoke(app, ["classify", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "The folder has no pictures." in result.stdout
+
+
 def test_a_batch_gives_what_one_picture_gives(tmp_path: Path) -> None:
     names = [str(ROOT / "samples" / name) for name in ("cat.jpg", "horse.png", "ship.jpg", "truck.jpg")]
     together = classify(*names)[1]

@@ -18,17 +18,28 @@ Paths = Annotated[list[Path], typer.Argument(help="Pictures, or folders (their p
 
 
 def pictures_of(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files that are named, and the pictures of the folders, in order."""
+    """The files that are named, and the pictures of the folders, in order.
+
+    A folder without pictures stands for itself: opening it is the error that tells of it.
+    """
     for path in paths:
-        if not path.is_dir():
+        found = False
+        for picture in _pictures_below(path) if path.is_dir() else (path,):
+            found = True
+            yield picture
+        if not found:
             yield path
-            continue
-        for folder, folders, names in os.walk(path):
-            folders.sort()
-            yield from (Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in _ENDINGS)
+
+
+def _pictures_below(path: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        yield from (Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in _ENDINGS)
 
 
 def error_of(error: OSError) -> dict[str, str]:
     """What a command prints of a file that could not be opened: `code` and `message`."""
+    if isinstance(error, IsADirectoryError):
+        return {"code": "no_pictures", "message": "The folder has no pictures."}
     code = "file_not_found" if isinstance(error, FileNotFoundError) else "unreadable_file"
     return {"code": code, "message": error.strerror or str(error)}
