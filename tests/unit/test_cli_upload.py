@@ -96,3 +96,30 @@ def test_a_folder_gives_its_pictures_to_any_depth_in_order(tmp_path: Path, serve
     assert status == 0
     names = [str(Path(line["file"]).relative_to(tmp_path)) for line in lines]
     assert names == ["b.jpg", "a/c.png", "a/z.JPG"]
+
+
+def test_a_folder_without_pictures_is_an_error(tmp_path: Path, serve: Serve) -> None:
+    serve({})
+    (tmp_path / "notes.txt").touch()
+    status, (line,) = upload_json(str(tmp_path))
+    assert status == 1
+    assert line["error"]["code"] == "no_pictures"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        (
+            [{"worker": "feature-extractor", "state": "skipped", "error": "task_not_asked: classify"}],
+            "skipped by feature-extractor: task_not_asked: classify",
+        ),
+        ([], "no predictions"),
+    ],
+)
+def test_a_picture_that_gets_no_labels_says_why(
+    tmp_path: Path, serve: Serve, outcomes: list[dict[str, Any]], said: str
+) -> None:
+    serve({"status": "done", "error": None, "predictions": [], "outcomes": outcomes})
+    picture = tmp_path / "code.png"
+    picture.touch()
+    assert upload("--wait", "--tasks", "qr", str(picture)) == (0, [f"{picture}: one {said}"])

@@ -99,10 +99,10 @@ def _wait(client: httpx.Client, image_id: str, seconds: float) -> dict[str, Any]
 
 
 def _became(found: dict[str, Any]) -> dict[str, Any]:
-    """`status` and `predictions`; `error` with `code` and `message` only when it failed."""
+    """`status`, `predictions` and `outcomes`; `error` with `code` and `message` only when it failed."""
     if "status" not in found:
         return found
-    became = {name: found[name] for name in ("status", "predictions")}
+    became = {name: found[name] for name in ("status", "predictions", "outcomes")}
     if found["error"] is None:
         return became
     # `worker: code: reason`, as the results tell it.
@@ -122,9 +122,22 @@ def _print(answer: dict[str, Any], *, as_json: bool, waited: bool) -> None:
     elif answer["status"] != "done":
         text = f"{answer['file']}: {answer['image_id']} {answer['status']}: still working"
     else:
-        labels = ", ".join(
-            f"{item['classifier']} {item['label']} {item['confidence']:.0%}" for item in answer["predictions"]
-        )
-        text = f"{answer['file']}: {answer['image_id']} {labels}"
+        text = f"{answer['file']}: {answer['image_id']} {_labels(answer) or _why_no_labels(answer)}"
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def _labels(answer: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{item['classifier']} {item['label']} {item['confidence']:.0%}" for item in answer["predictions"]
+    )
+
+
+def _why_no_labels(answer: dict[str, Any]) -> str:
+    """A picture is done without labels when a worker skipped it, or when none were asked for."""
+    skipped = [
+        f"skipped by {outcome['worker']}: {outcome['error']}"
+        for outcome in answer["outcomes"]
+        if outcome["state"] == "skipped"
+    ]
+    return "; ".join(skipped) or "no predictions"
