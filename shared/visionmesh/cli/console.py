@@ -6,11 +6,23 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
 
 from visionmesh.settings import ROOT
 
 DIRECTORY: Final = ROOT / ".mesh"
+
+DIRECTORY_VARIABLE: Final = "MESH_DIRECTORY"
+
+Directory = Annotated[
+    Path,
+    typer.Option(
+        envvar=DIRECTORY_VARIABLE,
+        help="A mesh's own folder: its logs, its data, and the addresses by which commands find it.",
+    ),
+]
 
 INGEST_URL: Final = "http://127.0.0.1:8001"
 
@@ -26,7 +38,7 @@ def fail(text: str, status: int = 1) -> NoReturn:
     raise SystemExit(status)
 
 
-def running(directory: Path = DIRECTORY) -> dict[str, Any] | None:
+def running(directory: Path) -> dict[str, Any] | None:
     """What `mesh up` or `mesh demo` wrote down, None when neither runs in that folder."""
     try:
         state: dict[str, Any] = json.loads((directory / "running.json").read_text())
@@ -36,20 +48,31 @@ def running(directory: Path = DIRECTORY) -> dict[str, Any] | None:
     return state
 
 
-def connect(directory: Path = DIRECTORY) -> None:
-    """Points the settings at the running mesh, unless the environment points elsewhere.
+def connect(directory: Path) -> None:
+    """Points the settings at the mesh that runs in `directory`, unless the environment points elsewhere.
 
     To be called before `get_settings`: the embedded stack's servers have other ports every time.
     """
-    state = running(directory)
+    state = _expected(directory)
     for name, value in ({} if state is None else state["environment"]).items():
         os.environ.setdefault(name, value)
 
 
-def ingest_url(directory: Path = DIRECTORY) -> str:
-    """Where uploads go: the running mesh's ingest-api, else its published port."""
-    state = running(directory)
+def ingest_url(directory: Path) -> str:
+    """Where uploads go: the ingest-api of the mesh that runs there, else its published port."""
+    state = _expected(directory)
     for replica in [] if state is None else state["replicas"]:
         if replica["service"] == "ingest-api":
             return str(replica["url"])
     return INGEST_URL
+
+
+def _expected(directory: Path) -> dict[str, Any] | None:
+    """What runs there. Ends the program when a folder was named and nothing does.
+
+    The published ports may be those of another mesh than the one that was meant.
+    """
+    state = running(directory)
+    if state is None and directory.resolve() != DIRECTORY.resolve():
+        fail(f"No mesh runs in {directory}.")
+    return state

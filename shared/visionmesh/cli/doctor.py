@@ -7,11 +7,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visionmesh.cli.console import connect, running
+from visionmesh.cli.console import DIRECTORY, Directory, connect, running
 
 if TYPE_CHECKING:
     from visionmesh.settings import Settings
@@ -29,13 +30,14 @@ class Finding:
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per finding.")] = False,
+    directory: Directory = DIRECTORY,
 ) -> None:
     """Look at every server and service; the exit status is 1 when anything is wrong."""
-    connect()
+    connect(directory)
     from visionmesh.settings import get_settings
 
-    state = running()
-    findings = [*_servers(get_settings()), *_services(state), *_capacity(state)]
+    state = running(directory)
+    findings = [*_servers(get_settings()), *_services(state, directory), *_capacity(state)]
     for finding in findings:
         sys.stdout.write((json.dumps(asdict(finding)) if as_json else _for_people(finding)) + "\n")
     if any(finding.problem for finding in findings):
@@ -96,7 +98,7 @@ def _schema(database: Any) -> None:
         connection.execute("SELECT 1 FROM task_outcomes LIMIT 1")
 
 
-def _services(state: dict[str, Any] | None) -> Iterator[Finding]:
+def _services(state: dict[str, Any] | None, directory: Path) -> Iterator[Finding]:
     from visionmesh.mesh import HOST, SERVICES, why_not_ready
 
     if state is None:
@@ -106,7 +108,7 @@ def _services(state: dict[str, Any] | None) -> Iterator[Finding]:
     for name, url, restarts in replicas:
         problem = why_not_ready(url)
         if problem is not None:
-            advice = "start it (`mesh up`)" if state is None else "read its log in .mesh/logs"
+            advice = "start it (`mesh up`)" if state is None else f"read its log in {directory / 'logs'}"
             yield Finding(name, url, problem, advice)
         elif restarts:
             yield Finding(name, f"{url} (restarted {restarts} times)")

@@ -1,10 +1,18 @@
-"""`mesh settings`: every setting with its variable, value and meaning."""
+"""`mesh settings`: every setting with its variable, default, value and meaning."""
 
 from __future__ import annotations
 
+import os
 
-def settings() -> None:
-    """Print every setting: environment variable, default, what it does."""
+from visionmesh.cli.console import DIRECTORY, Directory, connect
+
+
+def settings(directory: Directory = DIRECTORY) -> None:
+    """Print every setting: environment variable, default, what it does.
+
+    Below the default stands what the environment, or the mesh that runs, has instead.
+    """
+    connect(directory)
     from pydantic import SecretStr
     from rich.console import Console
     from rich.table import Column, Table
@@ -15,5 +23,9 @@ def settings() -> None:
     for name, field in Settings.model_fields.items():
         default = field.default
         text = default.get_secret_value() if isinstance(default, SecretStr) else str(default)
-        table.add_row(f"MESH_{name.upper()}", "" if default is None else text, field.description or "")
+        value = os.environ.get(f"MESH_{name.upper()}")
+        lines = [] if default is None else [text]
+        if value is not None and value != text:
+            lines.append(f"now: {'***' if isinstance(default, SecretStr) else value}")
+        table.add_row(f"MESH_{name.upper()}", "\n".join(lines), field.description or "")
     Console().print(table)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Annotated, Any, Final
 
 import typer
 
-from visionmesh.cli.console import complain, connect, fail
+from visionmesh.cli.console import DIRECTORY, DIRECTORY_VARIABLE, Directory, complain, connect, fail
 
 app = typer.Typer(help="Topics, groups and lag.", invoke_without_command=True)
 
@@ -19,11 +20,14 @@ _SECONDS: Final = 5.0
 def list_topics(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per topic and group.")] = False,
+    directory: Directory = DIRECTORY,
 ) -> None:
     """List topics with their partitions, messages, consumer groups and lag."""
     if context.invoked_subcommand is not None:
+        # `mesh topics --directory X tail T`: the subcommand's option is X too, unless it has its own.
+        os.environ[DIRECTORY_VARIABLE] = str(directory)
         return
-    connect()
+    connect(directory)
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -52,9 +56,9 @@ def list_topics(
 
 
 @app.command("create")
-def create() -> None:
+def create(directory: Directory = DIRECTORY) -> None:
     """Create the topics of the table and their dead-letter topics; those that exist stay as they are."""
-    connect()
+    connect(directory)
     from visionmesh.kafka import create_topics
     from visionmesh.settings import get_settings
 
@@ -67,9 +71,10 @@ def tail(
     topic: Annotated[str, typer.Argument(help="Name of a topic.")],
     beginning: Annotated[bool, typer.Option("--from-beginning", help="Also what is there already.")] = False,
     limit: Annotated[int | None, typer.Option(help="End after so many messages.")] = None,
+    directory: Directory = DIRECTORY,
 ) -> None:
     """Print messages as they arrive, one JSON line each; Ctrl-C ends it. Commits nothing."""
-    connect()
+    connect(directory)
     from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
 
     from visionmesh.errors import Unavailable

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from visionmesh.cli.console import DIRECTORY, complain, fail
+from visionmesh.cli.console import DIRECTORY, Directory, complain, fail
 from visionmesh.settings import ROOT
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ class PortsName(StrEnum):
 
 Stack = Annotated[StackName, typer.Option(help="embedded: Python packages only; native: the real servers.")]
 Scale = Annotated[list[str], typer.Option(help="Replicas of a service, e.g. classifier-fast=3; repeatable.")]
-Directory = Annotated[Path, typer.Option(help="For logs, data and the addresses other commands read.")]
 PortsOption = Annotated[PortsName, typer.Option(help="free: none of the published ports, for a second mesh.")]
 
 

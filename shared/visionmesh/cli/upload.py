@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from visionmesh.cli.console import fail, ingest_url
+from visionmesh.cli.console import DIRECTORY, Directory, fail, ingest_url
 from visionmesh.cli.pictures import Paths, error_of, pictures_of
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def upload(
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the results.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the results of one file.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per file.")] = False,
+    directory: Directory = DIRECTORY,
 ) -> None:
     """Upload pictures; with --wait print their labels."""
     import httpx
@@ -41,7 +42,7 @@ def upload(
     files = list(pictures_of(paths))
     if image_id is not None and len(files) > 1:
         fail("--image-id names one picture; upload one file at a time with it.", 2)
-    base = url or ingest_url()
+    base = url or ingest_url(directory)
     form = {name: value for name, value in (("tasks", tasks), ("image_id", image_id)) if value is not None}
 
     def one(file: Path) -> dict[str, Any]:
