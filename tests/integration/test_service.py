@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ import pytest
 # A service whose parts are slow or fail as the environment says.
 PROGRAM = """
 import os, sys, threading, time
+from fastapi import Request
 from visionmesh.http import create_app
 from visionmesh.observability import logs
 from visionmesh.service import run_service, start
@@ -49,6 +51,9 @@ def serve(settings: Settings) -> int:
     @app.get("/begun")
     def has_begun() -> bool:
         return begun.is_set()
+    @app.post("/length")
+    async def length(request: Request) -> int:
+        return len(await request.body())
     return run_service(app, Loop(), port=0, settings=settings)
 
 sys.exit(start(serve))
@@ -118,6 +123,77 @@ def test_a_signal_ends_it_well(run: Callable[..., Running], number: signal.Signa
     status, events = running.end()
     assert status == 0
     assert events[-1] == "stopped"
+
+
+def send(address: str, *pieces: bytes) -> tuple[bytes, int]:
+    """Sends pieces until the service closes the connection; returns what it said, and the bytes taken."""
+    host, port = address.removeprefix("http://").split(":")
+    sent = 0
+    answer = b""
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        with suppress(ConnectionError):
+            for piece in pieces:
+                connection.sendall(piece)
+                sent += len(piece)
+        with suppress(ConnectionError):
+            while data := connection.recv(65536):
+                answer += data
+    return answer, sent
+
+
+KIBIBYTE = 1024
+PIECE = b"x" * 64 * KIBIBYTE
+CHUNKED = b"POST /length HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+HEADERS = b"".join(b"header-%d: %s\r\n" % (number, b"x" * KIBIBYTE) for number in range(70))
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /health?",
+        b"GET /health HTTP/1.1\r\n",
+        b"GET /health HTTP/1.1\r\nhost: a\r\ncookie: ",
+        CHUNKED + b"3\r\nabc\r\n0\r\ntrailer: ",
+        CHUNKED + b"3;extension=",
+    ],
+    ids=["address", "name", "value", "trailer", "extension"],
+)
+def test_headers_without_end_are_not_taken(run: Callable[..., Running], start: bytes) -> None:
+    running = run()
+    address = running.address
+    _, taken = send(address, start, *[PIECE] * 1600)
+    # What the kernel buffers on both sides of a connection is sent, though nobody reads it.
+    assert taken < 50 * KIBIBYTE * KIBIBYTE
+    assert httpx.get(f"{address}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "request_", [b"GET /health HTTP/1.1\r\n" + HEADERS + b"\r\n", CHUNKED + b"0\r\n" + HEADERS + b"\r\n"]
+)
+def test_headers_that_are_too_large_are_told_so(run: Callable[..., Running], request_: bytes) -> None:
+    running = run()
+    head, _, body = send(running.address, request_)[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 ")
+    error = json.loads(body)
+    assert error["code"] == "headers_too_large"
+    assert "65536" in error["error"]
+
+
+def test_what_is_no_http_is_told_so(run: Callable[..., Running]) -> None:
+    head, _, body = send(run().address, b"Good morning\r\n\r\n")[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["code"] == "bad_request"
+
+
+def test_only_headers_are_limited_and_each_request_on_its_own(run: Callable[..., Running]) -> None:
+    running = run()
+    body = b"x" * 900 * KIBIBYTE
+    with httpx.Client(base_url=running.address, headers={"cookie": "x" * 40 * KIBIBYTE}) as client:
+        for _ in range(3):
+            assert client.get("/health").status_code == 200
+            assert client.post("/length", content=body).json() == len(body)
+            pieces = (body[start : start + 1000] for start in range(0, len(body), 1000))
+            assert client.post("/length", content=pieces).json() == len(body)
 
 
 def test_requests_under_way_are_answered(run: Callable[..., Running]) -> None:
