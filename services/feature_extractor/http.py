@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from feature_extractor.domain import Extractor, on_the_wire
 from feature_extractor.step import Fetch, Prepare
-from visionmesh.contracts import ImageUploaded, is_image_id
+from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected
 from visionmesh.http import create_app, decode_json
 from visionmesh.observability import logs
@@ -37,6 +38,15 @@ _BODIES: Final[dict[str, Any]] = {
 }
 
 
+class InStore(msgspec.Struct, frozen=True):
+    """The picture that a JSON body names, as `visionmesh.contracts.ImageUploaded` does; its other fields
+    are ignored.
+    """
+
+    image_id: str
+    minio_path: str
+
+
 def make_app(
     service: str,
     fetch: Fetch,
@@ -53,7 +63,7 @@ def make_app(
         (descriptors,) = on_the_wire(extractor.extract([prepare(data)]))
         return {"image_id": image_id, "descriptors": descriptors, "descriptor_count": len(descriptors)}
 
-    def fetched(message: ImageUploaded) -> dict[str, Any]:
+    def fetched(message: InStore) -> dict[str, Any]:
         with logs.bind(image_id=message.image_id):
             return answer(message.image_id, fetch(message.minio_path))
 
@@ -63,16 +73,22 @@ def make_app(
 
         image_id: of a picture in the body, only to be repeated in the answer.
         """
-        if image_id is not None and not is_image_id(image_id):
-            raise Rejected("bad_image_id", "An image_id is 1 to 128 letters, digits and . _ : -")
+        if image_id is not None:
+            _check_image_id(image_id)
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type == "application/json":
-            message = decode_json(await request.body(), ImageUploaded)
+            message = decode_json(await request.body(), InStore)
+            _check_image_id(message.image_id)
             return await run_in_threadpool(fetched, message)
         data = await (_file_of(request) if media_type == "multipart/form-data" else request.body())
         return await run_in_threadpool(answer, image_id, data)
 
     return app
+
+
+def _check_image_id(text: str) -> None:
+    if not is_image_id(text):
+        raise Rejected("bad_image_id", "An image_id is 1 to 128 letters, digits and . _ : -")
 
 
 async def _file_of(request: Request) -> bytes:

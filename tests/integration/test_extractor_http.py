@@ -129,7 +129,8 @@ def test_a_chunked_body_of_100_mb(client: TestClient) -> None:
         ('{"image_id": "a", "minio_path"', 400, "invalid_json"),
         ('{"image_id": NaN, "minio_path": "raw-images/a.jpg"}', 400, "invalid_json"),
         ('{"image_id": "a"}', 422, "invalid_request"),
-        ('{"image_id": "../a b", "minio_path": "raw-images/a.jpg"}', 422, "invalid_request"),
+        ('{"image_id": "../a b", "minio_path": "raw-images/a.jpg"}', 400, "bad_image_id"),
+        ('{"image_id": 5, "minio_path": "raw-images/a.jpg"}', 422, "invalid_request"),
         ('{"image_id": "a", "minio_path": "raw-images/text.txt"}', 415, "not_an_image"),
         ('{"image_id": "a", "minio_path": "away/a.jpg"}', 503, "object_store_unavailable"),
     ],
@@ -145,7 +146,10 @@ def test_bad_forms(client: TestClient) -> None:
 
 
 def test_bad_image_id(client: TestClient) -> None:
-    assert_error(client.post("/extract?image_id=a/b", content=jpeg()), 400, "bad_image_id")
+    in_query = client.post("/extract?image_id=a/b", content=jpeg())
+    assert_error(in_query, 400, "bad_image_id")
+    body = {"image_id": "a/b", "minio_path": "raw-images/2024/10/06/uuid.jpg"}
+    assert client.post("/extract", json=body).json() == in_query.json()
 
 
 def test_wrong_method(client: TestClient) -> None:
