@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final
 
 from fastapi import FastAPI
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import BaseModel, Field, FiniteFloat, Strict
 
 from classifier.domain import Classifier, validate
 from visionmesh.http import create_app
@@ -19,7 +19,8 @@ _DESCRIPTORS: Final = "What the feature extractor found in a picture, in its ord
 class PredictRequest(BaseModel):
     """What the extractor answered and published; its other fields are ignored."""
 
-    descriptors: list[FiniteFloat] = Field(description=_DESCRIPTORS)
+    # Strict: true and "0.5" would be taken for numbers.
+    descriptors: list[Annotated[FiniteFloat, Strict()]] = Field(description=_DESCRIPTORS)
 
 
 class PredictResponse(BaseModel):

@@ -175,16 +175,24 @@ async def _on_unavailable(_: Request, error: Exception) -> Response:
     return error_of(error)
 
 
-async def _on_invalid(_: Request, error: Exception) -> Response:
+async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems: Sequence[Mapping[str, Any]] = error.errors()
     first = problems[0]
     if first["type"] == "json_invalid":
         reason = f"The body is not JSON: {first.get('ctx', {}).get('error', 'it can not be parsed')}."
         return error_response(HTTPStatus.BAD_REQUEST, "invalid_json", reason)
+    if first["loc"] == ("body",) and first["type"] != "missing" and not _is_json(request):
+        reason = "The body is not announced as JSON; send it with the header content-type: application/json."
+        return error_response(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", reason)
     place = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
     code = "not_finite" if first["type"] == "finite_number" else "invalid_request"
     return error_response(HTTPStatus.UNPROCESSABLE_ENTITY, code, f"{place}: {first['msg']}.")
+
+
+def _is_json(request: Request) -> bool:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return media_type.startswith("application/") and media_type.endswith(("/json", "+json"))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

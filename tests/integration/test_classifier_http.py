@@ -44,6 +44,10 @@ def test_takes_what_the_extractor_says(client: TestClient) -> None:
     assert client.post("/predict", json=message).status_code == 200
 
 
+def test_whole_numbers_are_numbers(client: TestClient) -> None:
+    assert client.post("/predict", json={"descriptors": [0, 1, -1, 2] * 5}).status_code == 200
+
+
 def body_of(*numbers: str) -> bytes:
     return f'{{"descriptors": [{", ".join(numbers)}]}}'.encode()
 
@@ -65,6 +69,9 @@ def body_of(*numbers: str) -> bytes:
         (body_of(*["0.1"] * 19, "NaN"), 422, "not_finite"),
         (body_of(*["0.1"] * 19, "Infinity"), 422, "not_finite"),
         (body_of(*["0.1"] * 19, "1e39"), 422, "not_finite"),
+        (body_of(*["0.1"] * 19, "true"), 422, "invalid_request"),
+        (body_of(*["0.1"] * 19, '"0.5"'), 422, "invalid_request"),
+        (body_of(*["0.1"] * 19, "null"), 422, "invalid_request"),
         (b"\xff\xfe", 400, "invalid_json"),
         (b"1" * (100 * MEBIBYTE), 413, "body_too_large"),
     ],

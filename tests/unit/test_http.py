@@ -188,6 +188,16 @@ def test_the_reason_names_what_json_has_not(client: TestClient) -> None:
     assert "JSON has no NaN" in response.json()["error"]
 
 
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+def test_a_body_that_is_not_announced_as_json(client: TestClient, headers: dict[str, str]) -> None:
+    response = client.post("/numbers", content='{"numbers": [1]}', headers=headers)
+    assert "content-type: application/json" in assert_error(response, 422, "invalid_request")
+    response = client.post(
+        "/numbers", content="[]", headers={"content-type": "application/json; charset=utf-8"}
+    )
+    assert "content-type" not in assert_error(response, 422, "invalid_request")
+
+
 def test_bad_query(client: TestClient) -> None:
     assert "limit" in assert_error(client.get("/limit?limit=6"), 422, "invalid_request")
 
