@@ -217,6 +217,8 @@ class MemoryConsumer:
         target = self._target()
         self._leave([key for key in self._owned() if key not in target])
         with self._broker.changed:
+            if self.dead:
+                return  # buried by another thread at this moment; the next poll tells of it
             new = [key for key in target if key not in self.group.owners]
             self.group.owners |= dict.fromkeys(new, self)
         if new and self._on_assign is not None:
@@ -229,11 +231,13 @@ class MemoryConsumer:
             self._on_revoke(self, [TopicPartition(*key) for key in keys])
         with self._broker.changed:
             for key in keys:
-                del self.group.owners[key]
+                self.group.owners.pop(key, None)
             self._broker.changed.notify_all()
 
     def _target(self) -> list[Partition]:
-        members = self.group.members
+        members = list(self.group.members)
+        if self not in members:
+            return []
         mine = members.index(self)
         count = len(self._broker.log(self._topic))
         return [(self._topic, number) for number in range(count) if number % len(members) == mine]
