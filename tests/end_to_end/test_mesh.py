@@ -184,6 +184,14 @@ def test_the_same_message_twice_changes_nothing(mesh: RunningMesh) -> None:
     assert labels[0] == labels[1]
 
 
+def test_the_extract_call_of_the_walk_through_works_as_it_stands(mesh: RunningMesh) -> None:
+    (extractor,) = [one["url"] for one in mesh.state()["replicas"] if one["service"] == EXTRACTOR]
+    call = {"image_id": "test-123", "minio_path": "raw-images/test.jpg"}
+    answer = mesh.http.post(f"{extractor}/extract", json=call).json()
+    assert answer["image_id"] == "test-123"
+    assert answer["descriptor_count"] == len(answer["descriptors"]) == 20
+
+
 def test_a_task_that_is_not_the_extractors_is_no_failure(mesh: RunningMesh) -> None:
     answer = mesh.http.post("/upload?tasks=qr", files={"file": ("cat.jpg", CAT.read_bytes())})
     found = mesh.outcome(answer.json()["image_id"])
