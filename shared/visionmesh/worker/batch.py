@@ -21,7 +21,7 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.kafka import Header, Message, Publisher, Record, headers_of
-from visionmesh.observability import metrics
+from visionmesh.observability import metrics, tracing
 from visionmesh.results import OutcomeRow, OutcomeState, ResultStore, Row
 from visionmesh.topics import Topic
 from visionmesh.worker.dead_letters import Failure, dead_letter
@@ -35,8 +35,6 @@ T = TypeVar("T")
 
 # A bug is tried this often again before it is believed: it may have been a passing state of the process.
 _BUG_RETRIES: Final = 2
-
-_TRACEPARENT: Final = "traceparent"
 
 
 class _Item(msgspec.Struct, Generic[C]):
@@ -385,4 +383,4 @@ def _sent_at(message: Message) -> float:
 def _trace(message: Message) -> tuple[Header, ...]:
     """The trace context of the message, handed on to what came of it; only sampled records carry one."""
     headers = headers_of(message)
-    return tuple((name, value) for name, value in headers if name == _TRACEPARENT) if headers else ()
+    return tuple((name, value) for name, value in headers if name == tracing.HEADER) if headers else ()
