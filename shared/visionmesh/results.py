@@ -51,6 +51,26 @@ class PredictionRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowFeaturesRow:
+    """Table `shadow_features`, one per image and model: what an extractor in shadow found.
+
+    latency_ms: inference time of this picture: the batch's time divided by its size.
+    """
+
+    image_id: str
+    descriptors: tuple[float, ...]
+    model: str
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowPredictionRow(PredictionRow):
+    """Table `shadow_predictions`, one per image, classifier, model and version: the answer of a model in
+    shadow, which is never shown as the classifier's.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class OutcomeRow:
     """Table `task_outcomes`, one per image and worker: what became of a piece of work.
 
@@ -63,7 +83,7 @@ class OutcomeRow:
     error: str | None = None
 
 
-Row = FeaturesRow | PredictionRow | OutcomeRow
+Row = FeaturesRow | PredictionRow | ShadowFeaturesRow | ShadowPredictionRow | OutcomeRow
 
 
 class ResultStore(Protocol):
@@ -332,7 +352,7 @@ class PostgresResultStore:
 
     def save(self, rows: Sequence[Row]) -> None:
         features = [row for row in rows if isinstance(row, FeaturesRow)]
-        predictions = [row for row in rows if isinstance(row, PredictionRow)]
+        predictions = [row for row in rows if type(row) is PredictionRow]
         outcomes = [row for row in rows if isinstance(row, OutcomeRow)]
         # The pipeline saves waiting for the answer to each statement before sending the next.
         with self._database.transaction() as connection, connection.pipeline():

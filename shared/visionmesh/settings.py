@@ -87,10 +87,34 @@ class Settings(BaseSettings):
 
     # Models
     models_dir: Path = Field(default=ROOT / "models", description="folder with models.toml")
-    extractor_model: str = Field(default="extractor", description="name in models.toml")
+    built_models_dir: Path = Field(
+        default=Path.home() / ".local" / "share" / "visionmesh" / "models",
+        description="folder of the models that `mesh models build` made; need not exist",
+    )
+    extractor_model: str = Field(
+        default="extractor", description="name in models.toml, or an MLflow address: models:/name@alias"
+    )
     classifier: str = Field(default="fast", description="which classifier this process is: fast, balanced, …")
     classifier_model: str | None = Field(
-        default=None, description="name in models.toml; `classifier-<classifier>` when absent"
+        default=None,
+        description="name in models.toml, or an MLflow address; `classifier-<classifier>` when absent",
+    )
+    shadow_model: str | None = Field(
+        default=None,
+        description="a second model of an extractor or classifier, whose answers are stored apart",
+    )
+    mlflow_tracking_uri: str | None = Field(
+        default=None,
+        validation_alias="MLFLOW_TRACKING_URI",
+        description="the MLflow server that models:/ addresses are asked of",
+    )
+    model_refresh_seconds: float = Field(
+        default=10.0, gt=0, description="how often MLflow is asked whether an alias names another version"
+    )
+
+    # Descriptor cache
+    cache_url: SecretStr | None = Field(
+        default=None, description="redis://[:password@]host:port/db of Valkey; no cache when absent"
     )
 
     # Observability
