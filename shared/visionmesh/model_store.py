@@ -11,15 +11,17 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 TABLE: Final = "models.toml"
 
-Kind = Literal["extractor", "classifier"]
+Kind = Literal["extractor", "classifier", "consensus"]
 
 
 class ModelError(Exception):
@@ -32,9 +34,12 @@ class Model:
 
     family: what was learned, for example `random forest`.
     input, output: names of the graph's input and outputs.
+    input_shape: of the graph's input; None where any number is taken, as for the batch.
     labels: of a classifier, in the order of its probabilities; empty for an extractor.
     descriptor_count: how many floats an extractor gives or a classifier takes.
-    extractor: `name@version` of the extractor whose descriptors a classifier was trained on.
+    space: the coordinates that an extractor's descriptors are in, named as the `name@version` that gave
+        them first: variants of one net share a space.
+    extractor: the space of the descriptors that a classifier was trained on.
     """
 
     name: str
@@ -43,8 +48,10 @@ class Model:
     family: str
     input: str
     output: tuple[str, ...]
+    input_shape: tuple[int | None, ...]
     labels: tuple[str, ...]
     descriptor_count: int
+    space: str
     extractor: str | None
     session: onnxruntime.InferenceSession
 
@@ -59,17 +66,29 @@ class Model:
 
 
 class ModelStore:
-    """The models of one folder.
+    """The models of one folder, and of a second one where models are that were built on this machine.
 
-    Raises `ModelError` when the folder has no readable table.
+    built_models_dir: may be missing, or hold no table.
+
+    Raises `ModelError` when the first folder has no readable table, and when both have a model of one name
+    that is not the same.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._tables = _read(directory / TABLE)
+    def __init__(self, models_dir: Path, built_models_dir: Path | None = None) -> None:
+        self._path = models_dir / TABLE
+        self._tables = _read(self._path)
+        self._folders = dict.fromkeys(self._tables, models_dir)
+        if built_models_dir is not None and (built_models_dir / TABLE).is_file():
+            for name, table in _read(built_models_dir / TABLE).items():
+                if self._tables.setdefault(name, table) != table:
+                    raise ModelError(
+                        f"Both {self._path} and {built_models_dir / TABLE} have a model {name!r}, and not "
+                        "the same one; remove one of the tables."
+                    )
+                self._folders.setdefault(name, built_models_dir)
 
     def names(self, kind: Kind | None = None) -> tuple[str, ...]:
-        """The names of all models, or of those of one kind, in the order of the table."""
+        """The names of all models, or of those of one kind, in the order of the tables."""
         return tuple(name for name, table in self._tables.items() if kind in (None, table.get("kind")))
 
     def describe(self, name: str) -> Mapping[str, Any]:
@@ -78,32 +97,55 @@ class ModelStore:
             return self._tables[name]
         except KeyError:
             known = ", ".join(self._tables) or "none"
-            raise ModelError(f"{self._directory / TABLE} has no model {name!r}; it has {known}.") from None
+            raise ModelError(f"{self._path} has no model {name!r}; it has {known}.") from None
 
     def load(self, name: str) -> Model:
-        """Verifies and loads a model.
-
-        Raises `ModelError` for an unknown name, a missing or altered file, and a graph that does not have
-        the input and outputs that the table promises.
+        """Verifies, loads and tries a model, as `load_model` does; raises `ModelError` also for an unknown
+        name and a missing file.
         """
         table = self.describe(name)
-        try:
-            model = Model(
-                name=name,
-                version=str(table["version"]),
-                kind=table["kind"],
-                family=str(table["family"]),
-                input=str(table["input"]),
-                output=tuple(table["output"]),
-                labels=tuple(table.get("labels", ())),
-                descriptor_count=int(table["descriptor_count"]),
-                extractor=table.get("extractor"),
-                session=_session(_verified(self._directory / table["file"], table["sha256"])),
-            )
-        except KeyError as missing:
-            raise ModelError(f"Model {name!r} in {self._directory / TABLE} has no {missing}.") from None
-        _check_graph(model)
-        return model
+        folder = self._folders[name]
+        if "file" not in table:
+            raise ModelError(f"Model {name!r} in {folder / TABLE} has no 'file'.")
+        return load_model(name, table, _content(folder / table["file"]), source=str(folder / table["file"]))
+
+
+def load_model(
+    name: str, table: Mapping[str, Any], content: bytes, *, source: str, version: str | None = None
+) -> Model:
+    """A model by its table and the bytes of its file.
+
+    source: where the bytes are from, for error messages. version: the number under which a registry has the
+    model, which has numbers of its own; the table's when None.
+
+    Raises `ModelError` for bytes the table was not written for, a table without an entry that is needed, a
+    graph that does not have the input and outputs that the table promises, and one whose answer to a first
+    row is not what the table promises.
+    """
+    try:
+        _verify(content, table["sha256"], source)
+        session = _session(content)
+        model = Model(
+            name=name,
+            version=str(table["version"]) if version is None else version,
+            kind=table["kind"],
+            family=str(table["family"]),
+            input=str(table["input"]),
+            output=tuple(table["output"]),
+            input_shape=tuple(
+                size if isinstance(size, int) else None for size in session.get_inputs()[0].shape
+            ),
+            labels=tuple(table.get("labels", ())),
+            descriptor_count=int(table["descriptor_count"]),
+            space=str(table.get("space", f"{name}@{table['version']}")),
+            extractor=table.get("extractor"),
+            session=session,
+        )
+    except KeyError as missing:
+        raise ModelError(f"The table of model {name!r} has no {missing}.") from None
+    _check_graph(model)
+    _try(model)
+    return model
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
@@ -116,22 +158,27 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         raise ModelError(f"{path} is not valid TOML: {error}") from error
 
 
-def _verified(path: Path, sha256: str) -> bytes:
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise ModelError(f"The model file {path} is missing; fetch it again or run `make train`.") from None
+
+
+def _verify(content: bytes, sha256: str, source: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise ModelError(
-            f"The model file {path} has sha256 {found}, and {TABLE} says {sha256}: the file is damaged or of "
-            "another version; fetch it again or run `make train`."
+            f"The model file {source} has sha256 {found}, and its table says {sha256}: the file is damaged "
+            "or of another version; fetch it again or run `make train`."
         )
-    return content
 
 
 def _session(content: bytes) -> onnxruntime.InferenceSession:
     """One thread per session: replicas are how work is spread, and a container has half a core."""
+    # Here, and not above: ingest-api reads tables, and its image has no ONNX Runtime.
+    import onnxruntime
+
     # Since 1.31 the wheels report to their maker unless told not to; a self-hosted mesh tells nobody.
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
@@ -153,6 +200,27 @@ def _check_graph(model: Model) -> None:
     outputs = {node.name for node in model.session.get_outputs()}
     if inputs != [model.input] or not outputs.issuperset(model.output):
         raise ModelError(
-            f"Model {model.name!r} takes {inputs} and gives {sorted(outputs)}; {TABLE} says it takes "
+            f"Model {model.name!r} takes {inputs} and gives {sorted(outputs)}; its table says it takes "
             f"{model.input} and gives {', '.join(model.output)}."
+        )
+
+
+def _try(model: Model) -> None:
+    """One row through the model: what it can't answer at all is found before the first message is."""
+    shape = [1, *(size or 1 for size in model.input_shape[1:])]
+    rows: list[tuple[int, ...]]
+    if model.kind == "extractor":
+        values, rows = np.zeros(shape, np.uint8), [(1, model.descriptor_count)]
+    else:
+        values, rows = np.zeros((1, model.descriptor_count), np.float32), [(1,), (1, len(model.labels))]
+    try:
+        found = model.run(values)
+    # ONNX Runtime's exceptions share no base class of their own.
+    except Exception as error:
+        raise ModelError(f"Model {model.name!r} does not take {list(values.shape)}: {error}") from error
+    shapes = [output.shape for output in found]
+    if shapes != rows:
+        raise ModelError(
+            f"Model {model.name!r} gives {shapes} for one row; by its table it should be {rows} "
+            f"({model.descriptor_count} descriptors, {len(model.labels)} labels)."
         )
