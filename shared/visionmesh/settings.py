@@ -108,6 +108,14 @@ class Settings(BaseSettings):
         validation_alias="MLFLOW_TRACKING_URI",
         description="the MLflow server that models:/ addresses are asked of",
     )
+    mlflow_tracking_username: str | None = Field(
+        default=None,
+        validation_alias="MLFLOW_TRACKING_USERNAME",
+        description="user of an MLflow server that asks for one",
+    )
+    mlflow_tracking_password: SecretStr | None = Field(
+        default=None, validation_alias="MLFLOW_TRACKING_PASSWORD", description="that user's password"
+    )
     model_refresh_seconds: float = Field(
         default=10.0, gt=0, description="how often MLflow is asked whether an alias names another version"
     )

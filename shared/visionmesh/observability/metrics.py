@@ -69,3 +69,10 @@ ISOLATED_RESTARTS: Final = Counter(
     ["reason"],
 )
 MODEL: Final = Info("mesh_model", "The model this process answers with.")
+MODEL_REFUSALS: Final = Counter(
+    "mesh_model_refusals_total", "Versions in the registry that were not taken, for a fault of theirs.",
+    ["model"],
+)  # fmt: skip
+SHADOW_FAILURES: Final = Counter(
+    "mesh_shadow_failures_total", "Batches that the model in shadow could not answer.", ["worker"]
+)
