@@ -10,10 +10,10 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --
 	--generate-hashes --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-native bench lint lock train env up
+.PHONY: help install demo test test-native bench lint lock train train-baseline env up
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP)  ## .venv with the `mesh` command and all that the demo and the tests need
 
@@ -50,6 +50,10 @@ lock: install  ## the locks again, from pyproject.toml (requirements/*.txt)
 
 train: .venv-train/installed  ## the models again, from CIFAR-10; DATA=file uses a local copy
 	PYTHONPATH=shared:services:models .venv-train/bin/python -m training $(if $(DATA),--data $(DATA))
+
+train-baseline: .venv-train/installed  ## a plain ResNet-20 to compare with; DATA=file SEED=n EPOCHS=n
+	PYTHONPATH=shared:services:models .venv-train/bin/python -m training.baseline $(if $(DATA),--data $(DATA)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(EPOCHS),--epochs $(EPOCHS))
 
 # Environments of their own, for what cannot share one with the services.
 .venv-%/installed: requirements/%.txt
