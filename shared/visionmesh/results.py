@@ -9,7 +9,7 @@ Beside the statements here, SQL lives only in `deploy/postgres/migrations`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -216,7 +216,71 @@ class Images(Protocol):
         """
 
     def results(self, image_id: str) -> ImageResults | None:
-        """All that is known of an image, or None when nothing is."""
+        """All that is known of an image, or None when nothing is. What shadows found is not told."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ShadowClassifier:
+    """A model that was in shadow of a classifier."""
+
+    classifier: str
+    model: str
+    model_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionPair:
+    """What the classifier and a model in its shadow said of one picture.
+
+    model: `name@version` of the model whose answer is shown. latency_ms: as in `PredictionRow`.
+    """
+
+    image_id: str
+    model: str
+    label: str
+    confidence: float
+    latency_ms: float
+    shadow_label: str
+    shadow_confidence: float
+    shadow_latency_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesPair:
+    """What the extractor and one in its shadow found in one picture.
+
+    model: of the extractor whose descriptors the classifiers were given.
+    labels: what the classifiers made of those, by classifier.
+    """
+
+    image_id: str
+    model: str
+    descriptors: tuple[float, ...]
+    shadow_descriptors: tuple[float, ...]
+    shadow_latency_ms: float
+    labels: Mapping[str, str]
+
+
+class Shadows(Protocol):
+    """What models in shadow found, beside what is shown. Raises `Unavailable("database", …)` throughout.
+
+    within_seconds: how long ago the shadow's row was first written, at most.
+    limit: at most so many pictures, the newest.
+    """
+
+    def classifiers(self, *, within_seconds: float) -> list[ShadowClassifier]:
+        """Every model that was in shadow of a classifier, in order."""
+
+    def extractors(self, *, within_seconds: float) -> list[str]:
+        """Every model, as `ShadowFeaturesRow.model` names it, that was in shadow of the extractor."""
+
+    def predictions(
+        self, shadow: ShadowClassifier, *, within_seconds: float, limit: int
+    ) -> list[PredictionPair]:
+        """The pictures that both the classifier and its shadow answered, newest first."""
+
+    def features(self, model: str, *, within_seconds: float, limit: int) -> list[FeaturesPair]:
+        """The pictures that both the extractor and its shadow `model` described, newest first."""
 
 
 R = TypeVar("R")
@@ -292,26 +356,44 @@ _SAVE_FEATURES: Final = """
     ON CONFLICT (image_id) DO UPDATE SET descriptors = excluded.descriptors, model = excluded.model
 """
 
-_SAVE_PREDICTIONS: Final = """
-    INSERT INTO predictions (
-        image_id, classifier, label, confidence, labels, probabilities, model, model_version, latency_ms
-    )
-    SELECT
-        image_id, classifier, label, confidence, (%(labels)s)[labels_low:labels_high],
-        (%(probabilities)s)[low:high], model, model_version, latency_ms
-    FROM unnest(
-        %(image_ids)s, %(classifiers)s, %(label)s, %(confidences)s,
-        %(labels_lows)s, %(labels_highs)s, %(lows)s, %(highs)s,
-        %(models)s, %(model_versions)s, %(latencies)s
-    ) AS row (
-        image_id, classifier, label, confidence, labels_low, labels_high, low, high,
-        model, model_version, latency_ms
-    )
-    ON CONFLICT (image_id, classifier) DO UPDATE SET
-        label = excluded.label, confidence = excluded.confidence, labels = excluded.labels,
-        probabilities = excluded.probabilities, model = excluded.model,
-        model_version = excluded.model_version, latency_ms = excluded.latency_ms
+_SAVE_SHADOW_FEATURES: Final = """
+    INSERT INTO shadow_features (image_id, model, descriptors, latency_ms)
+    SELECT image_id, model, (%(flat)s)[low:high], latency_ms
+    FROM unnest(%(image_ids)s, %(models)s, %(lows)s, %(highs)s, %(latencies)s)
+        AS row (image_id, model, low, high, latency_ms)
+    ON CONFLICT (image_id, model) DO UPDATE SET
+        descriptors = excluded.descriptors, latency_ms = excluded.latency_ms
 """
+
+
+def _save_predictions_into(table: str, key: str) -> str:
+    """The upsert of `_predictions_parameters`. key: the columns that tell two rows of the table apart."""
+    return f"""
+        INSERT INTO {table} (
+            image_id, classifier, label, confidence, labels, probabilities, model, model_version, latency_ms
+        )
+        SELECT
+            image_id, classifier, label, confidence, (%(labels)s)[labels_low:labels_high],
+            (%(probabilities)s)[low:high], model, model_version, latency_ms
+        FROM unnest(
+            %(image_ids)s, %(classifiers)s, %(label)s, %(confidences)s,
+            %(labels_lows)s, %(labels_highs)s, %(lows)s, %(highs)s,
+            %(models)s, %(model_versions)s, %(latencies)s
+        ) AS row (
+            image_id, classifier, label, confidence, labels_low, labels_high, low, high,
+            model, model_version, latency_ms
+        )
+        ON CONFLICT ({key}) DO UPDATE SET
+            label = excluded.label, confidence = excluded.confidence, labels = excluded.labels,
+            probabilities = excluded.probabilities, model = excluded.model,
+            model_version = excluded.model_version, latency_ms = excluded.latency_ms
+    """
+
+
+_SAVE_PREDICTIONS: Final = _save_predictions_into("predictions", "image_id, classifier")
+_SAVE_SHADOW_PREDICTIONS: Final = _save_predictions_into(
+    "shadow_predictions", "image_id, classifier, model, model_version"
+)
 
 # An outcome that is written again keeps the time at which it first came about.
 _SAVE_OUTCOMES: Final = """
@@ -352,7 +434,10 @@ class PostgresResultStore:
 
     def save(self, rows: Sequence[Row]) -> None:
         features = [row for row in rows if isinstance(row, FeaturesRow)]
+        # A shadow's row is a prediction too, and must never be taken for the classifier's.
         predictions = [row for row in rows if type(row) is PredictionRow]
+        shadow_features = [row for row in rows if isinstance(row, ShadowFeaturesRow)]
+        shadow_predictions = [row for row in rows if isinstance(row, ShadowPredictionRow)]
         outcomes = [row for row in rows if isinstance(row, OutcomeRow)]
         # The pipeline saves waiting for the answer to each statement before sending the next.
         with self._database.transaction() as connection, connection.pipeline():
@@ -360,7 +445,14 @@ class PostgresResultStore:
             if features:
                 connection.execute(_SAVE_FEATURES, _features_parameters(features))
             if predictions:
-                connection.execute(_SAVE_PREDICTIONS, _predictions_parameters(predictions))
+                connection.execute(_SAVE_PREDICTIONS, _predictions_parameters(predictions, _prediction_key))
+            if shadow_features:
+                connection.execute(_SAVE_SHADOW_FEATURES, _shadow_features_parameters(shadow_features))
+            if shadow_predictions:
+                connection.execute(
+                    _SAVE_SHADOW_PREDICTIONS,
+                    _predictions_parameters(shadow_predictions, _shadow_prediction_key),
+                )
             if outcomes:
                 connection.execute(_SAVE_OUTCOMES, _outcomes_parameters(outcomes))
 
@@ -380,8 +472,31 @@ def _features_parameters(rows: Iterable[FeaturesRow]) -> dict[str, Column]:
     }
 
 
-def _predictions_parameters(rows: Iterable[PredictionRow]) -> dict[str, Column]:
-    rows = last_of_each(rows, lambda row: (row.image_id, row.classifier))
+def _shadow_features_parameters(rows: Iterable[ShadowFeaturesRow]) -> dict[str, Column]:
+    rows = last_of_each(rows, lambda row: (row.image_id, row.model))
+    descriptors = _Slices(row.descriptors for row in rows)
+    return {
+        "image_ids": texts([row.image_id for row in rows]),
+        "models": texts([row.model for row in rows]),
+        "flat": reals(descriptors.flat),
+        "lows": integers(descriptors.lows),
+        "highs": integers(descriptors.highs),
+        "latencies": reals(row.latency_ms for row in rows),
+    }
+
+
+def _prediction_key(row: PredictionRow) -> tuple[str, ...]:
+    return (row.image_id, row.classifier)
+
+
+def _shadow_prediction_key(row: PredictionRow) -> tuple[str, ...]:
+    return (row.image_id, row.classifier, row.model, row.model_version)
+
+
+def _predictions_parameters(
+    rows: Iterable[PredictionRow], key: Callable[[PredictionRow], tuple[str, ...]]
+) -> dict[str, Column]:
+    rows = last_of_each(rows, key)
     labels = _Slices(row.labels for row in rows)
     probabilities = _Slices(row.probabilities for row in rows)
     return {
@@ -529,6 +644,73 @@ class PostgresImages:
             predictions=tuple(_prediction(row) for row in predictions),
             outcomes=tuple(_outcome(row) for row in outcomes),
         )
+
+
+_SHADOW_CLASSIFIERS: Final = """
+    SELECT DISTINCT classifier, model, model_version FROM shadow_predictions
+    WHERE created_at >= now() - make_interval(secs => %s)
+    ORDER BY classifier, model, model_version
+"""
+
+_SHADOW_EXTRACTORS: Final = """
+    SELECT DISTINCT model FROM shadow_features
+    WHERE created_at >= now() - make_interval(secs => %s) ORDER BY model
+"""
+
+_PREDICTION_PAIRS: Final = """
+    SELECT shadow.image_id, shown.model || '@' || shown.model_version,
+        shown.label, shown.confidence, shown.latency_ms,
+        shadow.label, shadow.confidence, shadow.latency_ms
+    FROM shadow_predictions AS shadow JOIN predictions AS shown USING (image_id, classifier)
+    WHERE shadow.classifier = %s AND shadow.model = %s AND shadow.model_version = %s
+        AND shadow.created_at >= now() - make_interval(secs => %s)
+    ORDER BY shadow.created_at DESC, shadow.image_id DESC LIMIT %s
+"""
+
+_FEATURES_PAIRS: Final = """
+    SELECT shadow.image_id, shown.model, shown.descriptors, shadow.descriptors, shadow.latency_ms,
+        (
+            SELECT coalesce(jsonb_object_agg(classifier, label), '{}') FROM predictions
+            WHERE predictions.image_id = shadow.image_id
+        )
+    FROM shadow_features AS shadow JOIN image_features AS shown USING (image_id)
+    WHERE shadow.model = %s AND shadow.created_at >= now() - make_interval(secs => %s)
+    ORDER BY shadow.created_at DESC, shadow.image_id DESC LIMIT %s
+"""
+
+
+class PostgresShadows:
+    """`Shadows` on Postgres."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def classifiers(self, *, within_seconds: float) -> list[ShadowClassifier]:
+        with self._database.transaction() as connection:
+            rows = connection.execute(_SHADOW_CLASSIFIERS, (within_seconds,)).fetchall()
+        return [ShadowClassifier(*row) for row in rows]
+
+    def extractors(self, *, within_seconds: float) -> list[str]:
+        with self._database.transaction() as connection:
+            rows = connection.execute(_SHADOW_EXTRACTORS, (within_seconds,)).fetchall()
+        return [cast(str, model) for (model,) in rows]
+
+    def predictions(
+        self, shadow: ShadowClassifier, *, within_seconds: float, limit: int
+    ) -> list[PredictionPair]:
+        asked = (shadow.classifier, shadow.model, shadow.model_version, within_seconds, limit)
+        with self._database.transaction() as connection:
+            rows = connection.execute(_PREDICTION_PAIRS, asked).fetchall()
+        return [PredictionPair(*row) for row in rows]
+
+    def features(self, model: str, *, within_seconds: float, limit: int) -> list[FeaturesPair]:
+        with self._database.transaction() as connection:
+            # As text, thousands of arrays take longer to read than to find.
+            rows = connection.execute(_FEATURES_PAIRS, (model, within_seconds, limit), binary=True).fetchall()
+        return [
+            FeaturesPair(image_id, shown, tuple(descriptors), tuple(shadow_descriptors), latency, labels)
+            for image_id, shown, descriptors, shadow_descriptors, latency, labels in rows
+        ]
 
 
 class _LockedRows:

@@ -13,12 +13,22 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from visionmesh.database import MIGRATIONS, migrate
+from visionmesh.database import MIGRATIONS, Database, migrate
 from visionmesh.errors import Unavailable
+from visionmesh.results import (
+    FeaturesRow,
+    ImageRow,
+    OutcomeRow,
+    PostgresImages,
+    PostgresResultStore,
+    PredictionRow,
+    ShadowFeaturesRow,
+)
 from visionmesh.settings import ROOT
 from visionmesh.stack import Stack
 
-TABLES = {"images", "image_features", "predictions", "task_outcomes"}
+FIRST_TABLES = {"images", "image_features", "predictions", "task_outcomes"}
+TABLES = FIRST_TABLES | {"shadow_features", "shadow_predictions"}
 
 
 @pytest.fixture
@@ -61,6 +71,32 @@ def test_migrating_makes_the_tables_and_a_second_time_nothing(bare_dsn: str) -> 
     migrate(bare_dsn)
     with psycopg.connect(bare_dsn) as connection:
         assert connection.execute("SELECT count(*) FROM images").fetchone() == (1,)
+
+
+def test_an_upgrade_keeps_what_an_earlier_version_wrote(
+    bare_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tmp_path / "migrations"
+    shutil.copytree(MIGRATIONS, first, ignore=shutil.ignore_patterns("__pycache__"))
+    for version in (first / "versions").glob("*.py"):
+        if not version.name.startswith("0001"):
+            version.unlink()
+    with monkeypatch.context() as earlier:
+        earlier.setattr("visionmesh.database.MIGRATIONS", first)
+        migrate(bare_dsn)
+    assert tables(bare_dsn) == {*FIRST_TABLES, "alembic_version"}
+    with Database(bare_dsn) as database:
+        store, images = PostgresResultStore(database), PostgresImages(database)
+        images.add_image(ImageRow("a", "raw-images/a.jpg", "aa", 1, "image/jpeg"))
+        prediction = PredictionRow("a", "fast", "cat", 0.9, ("cat", "dog"), (0.9, 0.1), "m", "1", 0.1)
+        store.save([FeaturesRow("a", (0.5,), "e@1"), prediction, OutcomeRow("a", "w", "done")])
+        before = images.results("a")
+        with pytest.raises(Unavailable, match="shadow_features"):
+            store.save([ShadowFeaturesRow("a", (0.5,), "e@2", 0.1)])
+        migrate(bare_dsn)
+        store.save([ShadowFeaturesRow("a", (0.5,), "e@2", 0.1)])
+        assert images.results("a") == before
+    assert tables(bare_dsn) == {*TABLES, "alembic_version"}
 
 
 def test_concurrent_migrations_all_succeed(bare_dsn: str) -> None:

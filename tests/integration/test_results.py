@@ -14,21 +14,29 @@ import pytest
 from visionmesh.database import Database
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.results import (
+    FeaturesPair,
     FeaturesRow,
     ImageRow,
     Images,
     OutcomeRow,
     PostgresImages,
     PostgresResultStore,
+    PostgresShadows,
+    PredictionPair,
     PredictionRow,
     ResultStore,
     Row,
+    ShadowClassifier,
+    ShadowFeaturesRow,
+    ShadowPredictionRow,
+    Shadows,
 )
 from visionmesh.stack import Stack
-from visionmesh.testing.results import MemoryImages, MemoryResultStore
+from visionmesh.testing.results import MemoryImages, MemoryResultStore, MemoryShadows
 
 LABELS = ("cat", "dog", "ship")
-TABLES = ("images", "image_features", "predictions", "task_outcomes")
+SHADOW_TABLES = ("shadow_features", "shadow_predictions")
+TABLES = ("images", "image_features", "predictions", "task_outcomes", *SHADOW_TABLES)
 
 
 @dataclass
@@ -37,6 +45,7 @@ class Stores:
 
     results: ResultStore
     images: Images
+    shadows: Shadows
     dump: Callable[[], object]
     away: Callable[[], AbstractContextManager[None]]
 
@@ -44,18 +53,27 @@ class Stores:
 def memory_stores() -> Stores:
     results = MemoryResultStore()
     images = MemoryImages(results)
+    shadows = MemoryShadows(results)
 
     @contextmanager
     def away() -> Iterator[None]:
-        results.available = images.available = False
+        results.available = images.available = shadows.available = False
         yield
-        results.available = images.available = True
+        results.available = images.available = shadows.available = True
 
     return Stores(
         results,
         images,
+        shadows,
         lambda: repr(
-            (images.images(limit=1000), results.features(), results.predictions(), results.outcomes())
+            (
+                images.images(limit=1000),
+                results.features(),
+                results.predictions(),
+                results.outcomes(),
+                results.shadow_features(),
+                results.shadow_predictions(),
+            )
         ),
         away,
     )
@@ -63,7 +81,9 @@ def memory_stores() -> Stores:
 
 def dump(dsn: str) -> list[object]:
     with psycopg.connect(dsn) as connection:
-        return [connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in TABLES]
+        return [
+            connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3, 4").fetchall() for table in TABLES
+        ]
 
 
 @pytest.fixture
@@ -95,7 +115,13 @@ def stores(request: pytest.FixtureRequest) -> Stores:
         finally:
             stack.postgres.start()
 
-    return Stores(PostgresResultStore(database), PostgresImages(database), lambda: dump(dsn), away)
+    return Stores(
+        PostgresResultStore(database),
+        PostgresImages(database),
+        PostgresShadows(database),
+        lambda: dump(dsn),
+        away,
+    )
 
 
 def features(image_id: str, *values: float, model: str = "extractor@1") -> FeaturesRow:
@@ -104,6 +130,18 @@ def features(image_id: str, *values: float, model: str = "extractor@1") -> Featu
 
 def prediction(image_id: str, classifier: str = "fast", label: str = "cat") -> PredictionRow:
     return PredictionRow(image_id, classifier, label, 0.5, LABELS, (0.5, 0.25, 0.25), "forest", "1", 1.5)
+
+
+def shadow_features(image_id: str, *values: float, model: str = "extractor@2") -> ShadowFeaturesRow:
+    return ShadowFeaturesRow(image_id, values or (0.25, -1.0, 2.5), model, 0.75)
+
+
+def shadow_prediction(
+    image_id: str, classifier: str = "fast", label: str = "dog", version: str = "2"
+) -> ShadowPredictionRow:
+    return ShadowPredictionRow(
+        image_id, classifier, label, 0.75, LABELS, (0.25, 0.75, 0.0), "forest", version, 0.5
+    )
 
 
 def image(image_id: str, sha256: str = "aa") -> ImageRow:
@@ -115,6 +153,9 @@ def all_rows(image_id: str) -> list[Row]:
         features(image_id),
         prediction(image_id),
         prediction(image_id, "accurate", "dog"),
+        shadow_features(image_id),
+        shadow_prediction(image_id),
+        shadow_prediction(image_id, version="3"),
         OutcomeRow(image_id, "feature-extractor", "done"),
         OutcomeRow(image_id, "classifier-fast", "failed", "bad_count: 19 descriptors"),
     ]
@@ -266,6 +307,77 @@ def test_withdrawing_does_not_touch_what_came_to_an_end(stores: Stores) -> None:
     assert stores.dump() == before
 
 
+# Shadows
+
+
+def test_a_shadow_is_never_the_answer(stores: Stores) -> None:
+    stores.results.save([features("a"), prediction("a", label="cat")])
+    before = stores.images.results("a")
+    stores.results.save([shadow_features("a"), shadow_prediction("a", label="dog")])
+    assert stores.images.results("a") == before
+    stores.results.save([shadow_features("b"), shadow_prediction("b")])
+    assert stores.images.results("b") is None
+
+
+def test_shadows_and_what_is_shown_stand_side_by_side(stores: Stores) -> None:
+    stores.results.save([*all_rows("a"), *all_rows("b"), shadow_features("a", 1.5, model="tiny@1")])
+    fast = ShadowClassifier("fast", "forest", "2")
+    assert stores.shadows.classifiers(within_seconds=60) == [fast, ShadowClassifier("fast", "forest", "3")]
+    assert stores.shadows.extractors(within_seconds=60) == ["extractor@2", "tiny@1"]
+    pairs = stores.shadows.predictions(fast, within_seconds=60, limit=10)
+    assert pairs == [
+        PredictionPair(image_id, "forest@1", "cat", 0.5, 1.5, "dog", 0.75, 0.5) for image_id in ("b", "a")
+    ]
+    assert stores.shadows.features("tiny@1", within_seconds=60, limit=10) == [
+        FeaturesPair("a", "extractor@1", (0.5, -1.25, 3.0), (1.5,), 0.75, {"accurate": "dog", "fast": "cat"})
+    ]
+    assert len(stores.shadows.features("extractor@2", within_seconds=60, limit=10)) == 2
+
+
+def test_only_pictures_that_both_answered_are_compared(stores: Stores) -> None:
+    stores.results.save(
+        [features("a"), prediction("a", "accurate"), shadow_prediction("a"), shadow_features("b")]
+    )
+    asked = stores.shadows.predictions(ShadowClassifier("fast", "forest", "2"), within_seconds=60, limit=10)
+    assert asked == []
+    assert stores.shadows.features("extractor@2", within_seconds=60, limit=10) == []
+    stores.results.save([shadow_features("a")])
+    (pair,) = stores.shadows.features("extractor@2", within_seconds=60, limit=10)
+    assert (pair.image_id, pair.labels) == ("a", {"accurate": "cat"})
+    stores.results.save([replace(features("c"), descriptors=()), shadow_features("c")])
+    assert stores.shadows.features("extractor@2", within_seconds=60, limit=1)[0].labels == {}
+
+
+def test_a_comparison_takes_the_newest(stores: Stores) -> None:
+    for image_id in "abc":
+        stores.results.save(all_rows(image_id))
+    fast = ShadowClassifier("fast", "forest", "2")
+    # Saved again: what is replayed is not new.
+    stores.results.save(all_rows("a"))
+    pairs = stores.shadows.predictions(fast, within_seconds=60, limit=2)
+    assert [pair.image_id for pair in pairs] == ["c", "b"]
+    descriptions = stores.shadows.features("extractor@2", within_seconds=60, limit=2)
+    assert [pair.image_id for pair in descriptions] == ["c", "b"]
+    assert stores.shadows.classifiers(within_seconds=0) == []
+    assert stores.shadows.extractors(within_seconds=0) == []
+    assert stores.shadows.predictions(fast, within_seconds=0, limit=2) == []
+    assert stores.shadows.features("extractor@2", within_seconds=0, limit=2) == []
+
+
+def test_a_shadow_that_answers_again_takes_its_own_place_only(stores: Stores) -> None:
+    stores.results.save(all_rows("a"))
+    stores.results.save(
+        [shadow_prediction("a", label="cat"), shadow_prediction("a", label="ship"), shadow_features("a", 9.0)]
+    )
+    (second,), (third,) = (
+        stores.shadows.predictions(ShadowClassifier("fast", "forest", version), within_seconds=60, limit=9)
+        for version in ("2", "3")
+    )
+    assert (second.shadow_label, third.shadow_label) == ("ship", "dog")
+    (described,) = stores.shadows.features("extractor@2", within_seconds=60, limit=9)
+    assert described.shadow_descriptors == (9.0,)
+
+
 # Uploads
 
 
@@ -375,6 +487,10 @@ def test_an_absent_server_is_unavailable_and_back_again_works(stores: Stores) ->
         lambda: stores.images.image("a"),
         lambda: stores.images.images(limit=1),
         lambda: stores.images.results("a"),
+        lambda: stores.shadows.classifiers(within_seconds=1),
+        lambda: stores.shadows.extractors(within_seconds=1),
+        lambda: stores.shadows.predictions(ShadowClassifier("f", "m", "1"), within_seconds=1, limit=1),
+        lambda: stores.shadows.features("m@1", within_seconds=1, limit=1),
     ]
     with stores.away():
         for call in calls:
@@ -502,6 +618,24 @@ def test_all_connections_busy_is_unavailable(empty_dsn: str, monkeypatch: pytest
     with Database(empty_dsn, pool_size=1) as database, database.transaction():
         with pytest.raises(Unavailable, match="busy"):
             database.ping()
+
+
+def test_a_comparison_reads_its_newest_rows_from_an_index(database: Database) -> None:
+    with database.transaction() as connection:
+        connection.execute("SET LOCAL enable_seqscan = off")
+        connection.execute("SET LOCAL enable_bitmapscan = off")
+        plans = [
+            str(connection.execute(f"EXPLAIN {query}").fetchall())
+            for query in (
+                "SELECT * FROM shadow_predictions WHERE classifier = 'fast' AND model = 'm'"
+                " AND model_version = '1' AND created_at >= now() ORDER BY created_at DESC LIMIT 5",
+                "SELECT * FROM shadow_features WHERE model = 'm' AND created_at >= now()"
+                " ORDER BY created_at DESC LIMIT 5",
+            )
+        ]
+    assert "shadow_predictions_newest" in plans[0]
+    assert "shadow_features_newest" in plans[1]
+    assert "Sort" not in "".join(plans)
 
 
 def test_every_lookup_of_the_relay_and_the_listing_has_its_index(database: Database) -> None:

@@ -7,17 +7,23 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import RLock
+from typing import TypeVar
 
 from visionmesh.columns import float32
 from visionmesh.results import (
     AddedImage,
+    FeaturesPair,
     FeaturesRow,
     ImageResults,
     ImageRow,
     OutboxClaim,
     OutcomeRow,
+    PredictionPair,
     PredictionRow,
     Row,
+    ShadowClassifier,
+    ShadowFeaturesRow,
+    ShadowPredictionRow,
     StoredFeatures,
     StoredOutcome,
     StoredPrediction,
@@ -36,6 +42,8 @@ class MemoryResultStore(Faults):
         self._features: dict[str, StoredFeatures] = {}
         self._predictions: dict[tuple[str, str], StoredPrediction] = {}
         self._outcomes: dict[tuple[str, str], StoredOutcome] = {}
+        self._shadow_features: dict[tuple[str, str], tuple[ShadowFeaturesRow, datetime]] = {}
+        self._shadow_predictions: dict[tuple[str, str, str, str], tuple[ShadowPredictionRow, datetime]] = {}
 
     def interrupted(self, worker: str, image_ids: Sequence[str]) -> list[int]:
         with self._lock:
@@ -66,6 +74,10 @@ class MemoryResultStore(Faults):
             for row in rows:
                 if isinstance(row, FeaturesRow):
                     self._save_features(row)
+                elif isinstance(row, ShadowFeaturesRow):
+                    self._save_shadow_features(row)
+                elif isinstance(row, ShadowPredictionRow):
+                    self._save_shadow_prediction(row)
                 elif isinstance(row, PredictionRow):
                     self._save_prediction(row)
                 else:
@@ -85,6 +97,16 @@ class MemoryResultStore(Faults):
         """Every row of `task_outcomes`, by key."""
         with self._lock:
             return [self._outcomes[key] for key in sorted(self._outcomes)]
+
+    def shadow_features(self) -> list[tuple[ShadowFeaturesRow, datetime]]:
+        """Every row of `shadow_features` and when it was first written, by key."""
+        with self._lock:
+            return [self._shadow_features[key] for key in sorted(self._shadow_features)]
+
+    def shadow_predictions(self) -> list[tuple[ShadowPredictionRow, datetime]]:
+        """Every row of `shadow_predictions` and when it was first written, by key."""
+        with self._lock:
+            return [self._shadow_predictions[key] for key in sorted(self._shadow_predictions)]
 
     def _attempts(self, worker: str, image_id: str) -> int:
         row = self._outcomes.get((image_id, worker))
@@ -114,6 +136,25 @@ class MemoryResultStore(Faults):
             latency_ms,
             created_at=known.created_at if known else _now(),
         )
+
+    def _save_shadow_features(self, row: ShadowFeaturesRow) -> None:
+        key = (row.image_id, row.model)
+        _, created_at = self._shadow_features.get(key, (row, _now()))
+        (latency_ms,) = float32((row.latency_ms,))
+        rounded = replace(row, descriptors=tuple(float32(row.descriptors)), latency_ms=latency_ms)
+        self._shadow_features[key] = (rounded, created_at)
+
+    def _save_shadow_prediction(self, row: ShadowPredictionRow) -> None:
+        key = (row.image_id, row.classifier, row.model, row.model_version)
+        _, created_at = self._shadow_predictions.get(key, (row, _now()))
+        confidence, latency_ms = float32((row.confidence, row.latency_ms))
+        rounded = replace(
+            row,
+            confidence=confidence,
+            probabilities=tuple(float32(row.probabilities)),
+            latency_ms=latency_ms,
+        )
+        self._shadow_predictions[key] = (rounded, created_at)
 
     def _save_outcome(self, row: OutcomeRow) -> None:
         known = self._outcomes.get((row.image_id, row.worker))
@@ -216,6 +257,63 @@ class MemoryImages(Faults):
                 self._images[image_id] = replace(row, published_at=_now())
 
 
+class MemoryShadows(Faults):
+    """`Shadows` without a server, read from the store that the workers write to."""
+
+    def __init__(self, results: MemoryResultStore) -> None:
+        super().__init__("database")
+        self._results = results
+
+    def classifiers(self, *, within_seconds: float) -> list[ShadowClassifier]:
+        self._answer()
+        rows = _newest(self._results.shadow_predictions(), within_seconds)
+        return sorted({ShadowClassifier(row.classifier, row.model, row.model_version) for row in rows})
+
+    def extractors(self, *, within_seconds: float) -> list[str]:
+        self._answer()
+        return sorted({row.model for row in _newest(self._results.shadow_features(), within_seconds)})
+
+    def predictions(
+        self, shadow: ShadowClassifier, *, within_seconds: float, limit: int
+    ) -> list[PredictionPair]:
+        self._answer()
+        shown = {(row.image_id, row.classifier): row for row in self._results.predictions()}
+        return [
+            PredictionPair(
+                row.image_id,
+                f"{primary.model}@{primary.model_version}",
+                primary.label,
+                primary.confidence,
+                primary.latency_ms,
+                row.label,
+                row.confidence,
+                row.latency_ms,
+            )
+            for row in _newest(self._results.shadow_predictions(), within_seconds)
+            if ShadowClassifier(row.classifier, row.model, row.model_version) == shadow
+            and (primary := shown.get((row.image_id, row.classifier)))
+        ][:limit]
+
+    def features(self, model: str, *, within_seconds: float, limit: int) -> list[FeaturesPair]:
+        self._answer()
+        shown = {row.image_id: row for row in self._results.features()}
+        labels: dict[str, dict[str, str]] = {}
+        for prediction in self._results.predictions():
+            labels.setdefault(prediction.image_id, {})[prediction.classifier] = prediction.label
+        return [
+            FeaturesPair(
+                row.image_id,
+                primary.model,
+                primary.descriptors,
+                row.descriptors,
+                row.latency_ms,
+                labels.get(row.image_id, {}),
+            )
+            for row in _newest(self._results.shadow_features(), within_seconds)
+            if row.model == model and (primary := shown.get(row.image_id))
+        ][:limit]
+
+
 class _MemoryClaim:
     def __init__(self, images: tuple[ImageRow, ...]) -> None:
         self.images = images
@@ -223,6 +321,15 @@ class _MemoryClaim:
 
     def published(self, image_ids: Iterable[str]) -> None:
         self.taken.extend(image_ids)
+
+
+S = TypeVar("S", ShadowFeaturesRow, ShadowPredictionRow)
+
+
+def _newest(rows: list[tuple[S, datetime]], within_seconds: float) -> list[S]:
+    earliest = _now() - timedelta(seconds=within_seconds)
+    in_order = sorted(rows, key=lambda stored: (stored[1], stored[0].image_id), reverse=True)
+    return [row for row, created_at in in_order if created_at >= earliest]
 
 
 def _now() -> datetime:
