@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -125,6 +125,7 @@ def load_model(
     try:
         _verify(content, table["sha256"], source)
         session = _session(content)
+        _check_graph(name, session, str(table["input"]), table["output"])
         model = Model(
             name=name,
             version=str(table["version"]) if version is None else version,
@@ -143,7 +144,8 @@ def load_model(
         )
     except KeyError as missing:
         raise ModelError(f"The table of model {name!r} has no {missing}.") from None
-    _check_graph(model)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"The table of model {name!r} is not understood: {error}") from error
     _try(model)
     return model
 
@@ -195,14 +197,19 @@ def _session(content: bytes) -> onnxruntime.InferenceSession:
         raise ModelError(f"ONNX Runtime {onnxruntime.__version__} can't load the model: {error}") from error
 
 
-def _check_graph(model: Model) -> None:
-    inputs = [node.name for node in model.session.get_inputs()]
-    outputs = {node.name for node in model.session.get_outputs()}
-    if inputs != [model.input] or not outputs.issuperset(model.output):
+def _check_graph(
+    name: str, session: onnxruntime.InferenceSession, promised: str, outputs: Sequence[str]
+) -> None:
+    inputs = {node.name: node.shape for node in session.get_inputs()}
+    found = {node.name for node in session.get_outputs()}
+    if list(inputs) != [promised] or not found.issuperset(outputs):
         raise ModelError(
-            f"Model {model.name!r} takes {inputs} and gives {sorted(outputs)}; its table says it takes "
-            f"{model.input} and gives {', '.join(model.output)}."
+            f"Model {name!r} takes {list(inputs)} and gives {sorted(found)}; its table says it takes "
+            f"{promised} and gives {', '.join(outputs)}."
         )
+    shape = inputs[promised]
+    if not shape or isinstance(shape[0], int):
+        raise ModelError(f"Model {name!r} takes {shape}; the first dimension has to be a batch of any size.")
 
 
 def _try(model: Model) -> None:

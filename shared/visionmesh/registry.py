@@ -1,16 +1,35 @@
-"""Where a service gets its model: a name in `models.toml`, or an MLflow address that may change meanwhile."""
+"""Where a service gets its model: a name in `models.toml`, or an MLflow address that is looked up again and
+again, so that whoever moves an alias there changes the model of a service that runs.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Final, Protocol
 
+import structlog
+
+from visionmesh.errors import Unavailable
+from visionmesh.mlflow import SCHEME, Address, Mlflow
 from visionmesh.model_store import Kind, Model, ModelError, ModelStore
 from visionmesh.observability import metrics
 from visionmesh.settings import Settings
 
-SCHEME: Final = "models:/"
+log = structlog.get_logger()
+
+# A service that has no model yet asks sooner than one that has: most outages are a restart.
+_FIRST_SECONDS: Final = 0.5
+
+# What a new version has to have in common with the one it takes the place of: with anything else, messages
+# that are under way would be refused, or answered in terms that their readers do not expect.
+_COMMON: Final[dict[Kind, tuple[str, ...]]] = {
+    "extractor": ("descriptor_count", "space", "input_shape"),
+    "classifier": ("descriptor_count", "labels", "extractor"),
+    "consensus": (),
+}
 
 
 class ModelSource(Protocol):
@@ -30,20 +49,36 @@ def open_source(
     """The source of the model that `address` names: a name in models.toml, `models:/name@alias` or
     `models:/name/3`.
 
+    An MLflow address is looked up every `settings.model_refresh_seconds`. When it names another version, that
+    one is downloaded, verified and tried beside the old one, which answers meanwhile, and goes on answering
+    when the new one is at fault or MLflow is away. A service may start while MLflow is away: it has no model
+    then, and is not ready, until MLflow is back.
+
     kind: what the model has to be, if that matters. shadow: whether another model answers, so that this one
     is not what the metrics name.
 
     Raises `ModelError` for a model of models.toml that can't be loaded or is of another kind, and for an
     address that can't be understood.
     """
-    if address.startswith(SCHEME):
-        raise ModelError(f"{address}: MLflow addresses are not understood yet; name a model of models.toml.")
-    model = ModelStore(settings.models_dir, settings.built_models_dir).load(address)
-    if kind is not None and model.kind != kind:
-        raise ModelError(f"{model.address} is of kind {model.kind}, and one of kind {kind} is needed here.")
-    if not shadow:
-        metrics.MODEL.info({"name": model.name, "version": model.version, "family": model.family})
-    yield _Fixed(model)
+    if not address.startswith(SCHEME):
+        model = ModelStore(settings.models_dir, settings.built_models_dir).load(address)
+        _check_kind(model, kind)
+        if not shadow:
+            _announce(model)
+        yield _Fixed(model)
+        return
+    source = _Registered(Mlflow.from_settings(settings), Address.parse(address), kind, shadow)
+    # Once before anything else, so that a service which finds its model is ready from its first moment.
+    source.look()
+    stop = Event()
+    Thread(
+        target=source.follow, args=(stop, settings.model_refresh_seconds), name="registry", daemon=True
+    ).start()
+    try:
+        yield source
+    finally:
+        # Not waited for: it may hang in a download.
+        stop.set()
 
 
 class _Fixed:
@@ -54,3 +89,95 @@ class _Fixed:
 
     def current(self) -> Model:
         return self._model
+
+
+class _Registered:
+    """The model that an address of MLflow names. `look` and `follow` belong to one thread at a time."""
+
+    def __init__(self, mlflow: Mlflow, address: Address, kind: Kind | None, shadow: bool) -> None:
+        self._mlflow = mlflow
+        self._address = address
+        self._kind = kind
+        self._shadow = shadow
+        self._model: Model | None = None
+        # Why there is no model, and what was last said in the log of an outage.
+        self._reason = f"{address} was not looked up yet"
+        self._away: str | None = None
+        # The version that was found to be at fault, so that it is not downloaded every time.
+        self._refused: str | None = None
+
+    def current(self) -> Model:
+        model = self._model
+        if model is None:
+            raise Unavailable("model_store", self._reason)
+        return model
+
+    def follow(self, stop: Event, refresh_seconds: float) -> None:
+        """Looks again and again until `stop`."""
+        pause = min(_FIRST_SECONDS, refresh_seconds)
+        while not stop.wait(random.uniform(pause / 2, pause) if self._model is None else refresh_seconds):
+            try:
+                self.look()
+            # A bug must not end the only thread that would ever find another version.
+            except Exception:
+                log.exception("registry_failed", model=str(self._address))
+            pause = min(2 * pause, refresh_seconds)
+
+    def look(self) -> None:
+        """Takes the version that the address names now, if it is another one and nothing is wrong with it."""
+        try:
+            version = self._mlflow.resolve(self._address)
+            if self._model is not None and version == self._model.version:
+                self._refused = None
+            elif version != self._refused:
+                self._take(version)
+        except Unavailable as error:
+            self._reason = error.reason
+            if self._away != error.reason:
+                self._away = error.reason
+                log.warning("registry_unavailable", model=str(self._address), reason=error.reason)
+            return
+        if self._away is not None:
+            self._away = None
+            log.info("registry_available", model=str(self._address))
+
+    def _take(self, version: str) -> None:
+        old = self._model
+        try:
+            new = self._mlflow.load(self._address.name, version)
+            _check_kind(new, self._kind)
+            if old is not None:
+                _check_successor(old, new)
+        except ModelError as error:
+            self._refused = version
+            self._reason = str(error)
+            metrics.MODEL_REFUSALS.labels(self._address.name).inc()
+            log.error("model_refused", model=str(self._address), version=version, reason=str(error))
+            return
+        self._refused = None
+        self._model = new
+        if not self._shadow:
+            _announce(new)
+        log.info(
+            "model_taken", model=str(self._address), version=version, instead_of=old.version if old else None
+        )
+
+
+def _announce(model: Model) -> None:
+    metrics.MODEL.info({"name": model.name, "version": model.version, "family": model.family})
+
+
+def _check_kind(model: Model, kind: Kind | None) -> None:
+    if kind is not None and model.kind != kind:
+        raise ModelError(f"{model.address} is of kind {model.kind}, and one of kind {kind} is needed here.")
+
+
+def _check_successor(old: Model, new: Model) -> None:
+    _check_kind(new, old.kind)
+    for name in _COMMON[old.kind]:
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after:
+            raise ModelError(
+                f"{new.address} can't take the place of {old.address} in a service that runs: its {name} is "
+                f"{after}, not {before}. A service that is started again takes it."
+            )
