@@ -63,6 +63,20 @@ HTTP_SECONDS: Final = Histogram(
 OBJECT_STORE_SECONDS: Final = Histogram(
     "mesh_object_store_seconds", "Time of one object-store call.", ["operation"], buckets=_SECONDS
 )
+CACHE_REQUESTS: Final = Counter(
+    "mesh_cache_requests_total",
+    "Keys asked of the cache, by result (hit, miss, error: no answer, or a value that was not taken).",
+    ["result"],
+)
+CACHE_SECONDS: Final = Histogram(
+    "mesh_cache_seconds", "Time of one call to the cache, by operation (get, put).",
+    ["operation"], buckets=_SECONDS,
+)  # fmt: skip
+INFERENCES: Final = Counter(
+    "mesh_inferences_total",
+    "Pictures the extractor ran a model on, by the model's role (answer, shadow).",
+    ["role"],
+)
 ISOLATED_RESTARTS: Final = Counter(
     "mesh_isolated_restarts_total",
     "Child processes that ended in the middle, by reason (crash, deadline).",

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.action == "prepare":
             prepare()
         else:
-            ports = Ports(options.kafka_port, options.s3_port, options.postgres_port)
+            ports = Ports(options.kafka_port, options.s3_port, options.postgres_port, options.cache_port)
             run(options.stack, options.directory, ports, as_json=options.json)
     except StackError as error:
         _say(str(error), sys.stderr)
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--stack", choices=("embedded", "native"), default="embedded")
     running.add_argument("--directory", type=Path, required=True, help="for data, logs and credentials")
     running.add_argument("--json", action="store_true", help="one JSON object instead of NAME=value lines")
-    for name in ("kafka", "s3", "postgres"):
+    for name in ("kafka", "s3", "postgres", "cache"):
         running.add_argument(f"--{name}-port", type=int, help="a free one when absent")
     return parser
 

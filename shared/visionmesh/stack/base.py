@@ -35,16 +35,19 @@ def stack_credentials(directory: Path) -> Credentials:
 
 
 class ServerGroup:
-    """The three servers of a stack, started and stopped as one."""
+    """The servers of a stack, started and stopped as one."""
 
-    def __init__(self, kafka: ServerProcess, s3: ServerProcess, postgres: ServerProcess) -> None:
+    def __init__(
+        self, kafka: ServerProcess, s3: ServerProcess, postgres: ServerProcess, cache: ServerProcess
+    ) -> None:
         self.kafka = kafka
         self.s3 = s3
         self.postgres = postgres
+        self.cache = cache
 
     @property
     def servers(self) -> tuple[ServerProcess, ...]:
-        return (self.kafka, self.s3, self.postgres)
+        return (self.kafka, self.s3, self.postgres, self.cache)
 
     def start(self) -> None:
         with ThreadPoolExecutor(max_workers=len(self.servers)) as pool:

@@ -1,4 +1,4 @@
-"""The stack of Python packages alone: librdkafka's mock cluster, moto, a packaged PostgreSQL."""
+"""The stack of Python packages alone: librdkafka's mock cluster, moto, a packaged PostgreSQL and Valkey."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from visionmesh.stack.process import ServerProcess
 from visionmesh.stack.protocol import Endpoints, Ports
 from visionmesh.stack.readiness import probe_kafka, probe_s3
 from visionmesh.stack.retention import forgotten_records
+from visionmesh.stack.valkey import ValkeyServer
 from visionmesh.topics import PARTITIONS, TOPICS, dead_letter_topics
 
 # The mock broker answers an empty fetch only when its wait is over: at the client's default a hop takes
@@ -59,7 +60,7 @@ class MotoServer(ServerProcess):
 
 
 class EmbeddedStack(ServerGroup):
-    """Kafka and S3 in memory, PostgreSQL in `directory`.
+    """Kafka, S3 and the cache in memory, PostgreSQL in `directory`.
 
     Every start of the stack is a new mesh: PostgreSQL begins empty as well, since rows that speak of objects
     and offsets that no longer exist would be worse than none. A restart of PostgreSQL alone keeps its rows.
@@ -83,7 +84,8 @@ class EmbeddedStack(ServerGroup):
         )
         kafka = MockKafkaServer(directory / "kafka", ports.kafka, topics)
         s3 = MotoServer(directory / "s3", ports.s3, credentials.s3_secret_key)
-        super().__init__(kafka, s3, postgres)
+        cache = ValkeyServer(directory / "cache", ports.cache)
+        super().__init__(kafka, s3, postgres, cache)
         self._postgres_data = postgres.data
         self.endpoints = Endpoints(
             kafka_bootstrap=kafka.address,
@@ -91,6 +93,7 @@ class EmbeddedStack(ServerGroup):
             s3_access_key=USER,
             s3_secret_key=credentials.s3_secret_key,
             postgres_dsn=postgres.dsn,
+            cache_url=cache.url,
             group_protocol="consumer",
             kafka_fetch_wait_max_ms=FETCH_WAIT_MAX_MS,
         )

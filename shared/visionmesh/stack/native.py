@@ -1,4 +1,4 @@
-"""The stack of the real servers as plain processes: Apache Kafka (KRaft), MinIO, PostgreSQL."""
+"""The stack of the real servers as plain processes: Apache Kafka (KRaft), MinIO, PostgreSQL, Valkey."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from visionmesh.stack.prepare import java, kafka_jars, minio_binary, prepare_nat
 from visionmesh.stack.process import ServerProcess, StackError
 from visionmesh.stack.protocol import Endpoints, Ports
 from visionmesh.stack.readiness import probe_kafka, probe_s3
+from visionmesh.stack.valkey import ValkeyServer
 from visionmesh.topics import PARTITIONS
 
 log = logging.getLogger(__name__)
@@ -165,7 +166,8 @@ class MinioServer(ServerProcess):
 
 
 class NativeStack(ServerGroup):
-    """The real servers; what they store in `directory` is there again at the next start.
+    """The real servers; what they store in `directory` is there again at the next start, but for the
+    cache.
 
     group_protocol: what the endpoints tell consumers to use; the broker serves both.
     """
@@ -190,13 +192,15 @@ class NativeStack(ServerGroup):
             password=credentials.postgres_password,
             durable=True,
         )
-        super().__init__(kafka, s3, postgres)
+        cache = ValkeyServer(directory / "cache", ports.cache)
+        super().__init__(kafka, s3, postgres, cache)
         self.endpoints = Endpoints(
             kafka_bootstrap=kafka.address,
             s3_endpoint=s3.address,
             s3_access_key=USER,
             s3_secret_key=credentials.s3_secret_key,
             postgres_dsn=postgres.dsn,
+            cache_url=cache.url,
             group_protocol=group_protocol,
         )
 

@@ -15,6 +15,7 @@ class Ports:
     kafka: int | None = None
     s3: int | None = None
     postgres: int | None = None
+    cache: int | None = None
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Endpoints:
     s3_access_key: str
     s3_secret_key: str = field(repr=False)
     postgres_dsn: str = field(repr=False)
+    cache_url: str = field(repr=False)
     group_protocol: Literal["classic", "consumer"]
     kafka_fetch_wait_max_ms: int | None = None
 
@@ -39,6 +41,7 @@ class Endpoints:
             "MESH_S3_SECRET_KEY": self.s3_secret_key,
             "MESH_S3_SECURE": "false",
             "MESH_POSTGRES_DSN": self.postgres_dsn,
+            "MESH_CACHE_URL": self.cache_url,
         }
         if self.kafka_fetch_wait_max_ms is not None:
             variables["MESH_KAFKA_FETCH_WAIT_MAX_MS"] = str(self.kafka_fetch_wait_max_ms)
@@ -49,7 +52,7 @@ class Server(Protocol):
     """One server of a stack. Its port and its data directory are the same for as long as the stack lives.
 
     What survives a restart is the server's own affair: everything on the native stack and in any
-    PostgreSQL, nothing in the embedded Kafka and S3, which keep their data in memory.
+    PostgreSQL, nothing in the embedded Kafka and S3 and in the cache, which keep their data in memory.
     """
 
     @property
@@ -87,7 +90,7 @@ class Server(Protocol):
 
 
 class Stack(Protocol):
-    """Kafka, S3 and PostgreSQL for one mesh."""
+    """Kafka, S3, PostgreSQL and Valkey for one mesh."""
 
     @property
     def endpoints(self) -> Endpoints: ...
@@ -100,6 +103,9 @@ class Stack(Protocol):
 
     @property
     def postgres(self) -> Server: ...
+
+    @property
+    def cache(self) -> Server: ...
 
     @property
     def servers(self) -> tuple[Server, ...]: ...
