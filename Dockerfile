@@ -32,10 +32,12 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
 
 
-# Also runs the one-shot `migrate` and `topics`, hence the migrations and the picture.
+# Also runs the one-shot `migrate` and `topics`, hence the migrations and the picture. models.toml has the
+# weights of the consensus.
 FROM ingest-api-dependencies AS ingest-api
 COPY deploy/postgres /app/deploy/postgres
 COPY samples/cat.jpg /app/samples/
+COPY models/models.toml /app/models/
 COPY shared /app/shared
 COPY services/ingest_api /app/services/ingest_api
 RUN python -m compileall -q --invalidation-mode unchecked-hash /app
