@@ -20,19 +20,15 @@ from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 import numpy as np
-import psutil
 import psycopg
 from PIL import Image
 
 from benchmarks.figures import figure, percentile
-from visionmesh.database import migrate
-from visionmesh.kafka import create_topics
+from benchmarks.replicas import Distribution, distribution, memory_of, metrics_of
+from benchmarks.servers import prepared
 from visionmesh.mesh import Mesh
-from visionmesh.object_store import S3ObjectStore
-from visionmesh.settings import Settings
 from visionmesh.stack.native import NativeStack
 
 # A thumbnail, and a photograph of a usual camera preview.
@@ -77,20 +73,9 @@ class Client:
 @contextmanager
 def running_mesh() -> Iterator[tuple[NativeStack, Mesh]]:
     with TemporaryDirectory(prefix="mesh-bench-") as name, NativeStack(Path(name) / "stack") as stack:
-        endpoints = stack.endpoints
-        settings = Settings.model_validate(
-            {
-                "kafka_bootstrap": endpoints.kafka_bootstrap,
-                "s3_endpoint": endpoints.s3_endpoint,
-                "s3_access_key": endpoints.s3_access_key,
-                "s3_secret_key": endpoints.s3_secret_key,
-            }
-        )
-        migrate(endpoints.postgres_dsn)
-        create_topics(settings)
-        S3ObjectStore.from_settings(settings).ensure_buckets()
+        prepared(stack.endpoints)
         mesh = Mesh(Path(name), ports="free")
-        with mesh.started(endpoints.environment()):
+        with mesh.started(stack.endpoints.environment()):
             mesh.wait_until_ready(120)
             stop = threading.Event()
             keeper = threading.Thread(target=mesh.keep, args=(stop.is_set,))
@@ -153,34 +138,22 @@ SEED_MS = {
 }
 
 
-def step_seconds(mesh: Mesh) -> dict[str, tuple[float, float]]:
-    """Per worker, the seconds spent in its step and the batches, since it started."""
-    found = {}
-    for worker in SEED_MS:
-        with urlopen(f"{mesh.url_of(worker)}/metrics", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        values = dict(line.rsplit(" ", 1) for line in lines if line.startswith("mesh_step_seconds_"))
-        label = f'{{worker="{worker}"}}'
-        found[worker] = (
-            float(values[f"mesh_step_seconds_sum{label}"]),
-            float(values[f"mesh_step_seconds_count{label}"]),
-        )
-    return found
+def step_seconds(mesh: Mesh) -> dict[str, Distribution]:
+    """Per worker, the time of its step since it started."""
+    return {worker: distribution(metrics_of(mesh.url_of(worker)), "mesh_step_seconds") for worker in SEED_MS}
 
 
-def print_steps(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> None:
+def print_steps(before: dict[str, Distribution], after: dict[str, Distribution]) -> None:
     for worker, seed in SEED_MS.items():
-        seconds = after[worker][0] - before[worker][0]
-        batches = after[worker][1] - before[worker][1]
+        seconds = after[worker].total - before[worker].total
+        batches = after[worker].count - before[worker].count
         figure(f"end-to-end: step of {worker} (seed {seed} ms)", [seconds / batches * 1000], "ms")
 
 
 def print_memory(mesh: Mesh) -> None:
     """Proportional set size of each service, children included, right after the load."""
     for replica in mesh.replicas:
-        process = psutil.Process(replica.pid)
-        family = [process, *process.children(recursive=True)]
-        size = sum(member.memory_full_info().pss for member in family)
+        size = memory_of(replica.pid)
         figure(f"end-to-end: memory of {replica.service.name}", [size / 2**20], "MiB")
 
 

@@ -12,6 +12,10 @@ from tempfile import TemporaryDirectory
 
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from visionmesh.database import migrate
+from visionmesh.kafka import create_topics
+from visionmesh.object_store import S3ObjectStore
+from visionmesh.settings import Settings
 from visionmesh.stack import Endpoints, open_stack
 
 # The peers' packages live in an environment of their own, made by `make bench`.
@@ -26,6 +30,27 @@ def native() -> Iterator[Endpoints]:
         open_stack("native", Path(directory)) as stack,
     ):
         yield stack.endpoints
+
+
+def prepared(endpoints: Endpoints, *, make_topics: bool = True) -> Settings:
+    """The settings for a stack that has just started, after making its tables, buckets and topics.
+
+    make_topics: False for an embedded broker, which has them from the start.
+    """
+    settings = Settings.model_validate(
+        {
+            "kafka_bootstrap": endpoints.kafka_bootstrap,
+            "kafka_group_protocol": endpoints.group_protocol,
+            "s3_endpoint": endpoints.s3_endpoint,
+            "s3_access_key": endpoints.s3_access_key,
+            "s3_secret_key": endpoints.s3_secret_key,
+        }
+    )
+    migrate(endpoints.postgres_dsn)
+    if make_topics:
+        create_topics(settings)
+    S3ObjectStore.from_settings(settings).ensure_buckets()
+    return settings
 
 
 def measure_on_kafka(
