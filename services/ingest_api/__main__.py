@@ -7,21 +7,26 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
+import structlog
 from fastapi import FastAPI
 
 from ingest_api.http import result_routes, upload_routes
 from ingest_api.intake import Intake
 from ingest_api.outbox import Announcer, Outbox
+from visionmesh.consensus import Fitted
 from visionmesh.database import Database
 from visionmesh.errors import Unavailable
 from visionmesh.http import create_app
 from visionmesh.kafka import KafkaPublisher
+from visionmesh.model_store import ModelError, ModelStore
 from visionmesh.object_store import ObjectStore, S3ObjectStore
 from visionmesh.observability.health import Check
 from visionmesh.observability.logs import configure
 from visionmesh.results import Images, PostgresImages
 from visionmesh.service import run_service, start
 from visionmesh.settings import Settings
+
+log = structlog.get_logger()
 
 SERVICE: Final = "ingest-api"
 PORT: Final = 8001
@@ -31,9 +36,14 @@ _OUTBOX_STOP_SECONDS: Final = 3.0
 
 
 def compose(
-    settings: Settings, images: Images, store: ObjectStore, publisher: Announcer, database_check: Check
+    settings: Settings,
+    images: Images,
+    store: ObjectStore,
+    publisher: Announcer,
+    database_check: Check,
+    fitted: Fitted | None = None,
 ) -> FastAPI:
-    """The application over its clients."""
+    """The application over its clients. fitted: the weights of the consensus."""
     outbox = Outbox(images, store, publisher)
     intake = Intake(
         images, store, outbox, bucket=settings.s3_upload_bucket, max_bytes=settings.upload_max_bytes
@@ -63,12 +73,27 @@ def compose(
         lifespan=lifespan,
     )
     app.include_router(upload_routes(intake, max_files=settings.upload_max_files))
-    app.include_router(result_routes(images, store, max_bytes=settings.upload_max_bytes))
+    app.include_router(result_routes(images, store, max_bytes=settings.upload_max_bytes, fitted=fitted))
     return app
+
+
+def fitted_consensus(settings: Settings) -> Fitted | None:
+    """The weights of the consensus in `models.toml`, None when there are none that can be used.
+
+    Uploads and results do not depend on them, so that a damaged table stops neither.
+    """
+    try:
+        models = ModelStore(settings.models_dir, settings.built_models_dir)
+        for name in models.names("consensus"):
+            return Fitted.from_table(models.describe(name))
+    except (ModelError, ValueError) as error:
+        log.warning("consensus_not_calibrated", error=str(error))
+    return None
 
 
 def serve(settings: Settings) -> int:
     configure(SERVICE, settings)
+    fitted = fitted_consensus(settings)
     with Database.from_settings(settings) as database:
         app = compose(
             settings,
@@ -76,6 +101,7 @@ def serve(settings: Settings) -> int:
             S3ObjectStore.from_settings(settings),
             KafkaPublisher(settings),
             database.ping,
+            fitted,
         )
         return run_service(app, None, port=PORT, settings=settings)
 

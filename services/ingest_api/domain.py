@@ -10,6 +10,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 from visionmesh import images
+from visionmesh.consensus import METHOD, Fitted, agree
 from visionmesh.contracts import TASKS, is_image_id
 from visionmesh.errors import Rejected
 from visionmesh.results import ImageResults, ImageRow, OutcomeRow, PredictionRow
@@ -179,8 +180,13 @@ def accepted_answer(image: ImageRow) -> dict[str, Any]:
     }
 
 
-def predictions_answer(image_id: str, found: ImageResults, classifiers: Sequence[str]) -> dict[str, Any]:
-    """What the classifiers say of an image, and how far they are."""
+def predictions_answer(
+    image_id: str, found: ImageResults, classifiers: Sequence[str], fitted: Fitted | None = None
+) -> dict[str, Any]:
+    """What the classifiers say of an image, what they agree on, and how far they are.
+
+    classifiers: the workers that are waited for. fitted: the weights of the consensus, if there are any.
+    """
     tasks = None if found.image is None else found.image.tasks
     reached = progress(tasks, found.outcomes, classifiers)
     return {
@@ -188,6 +194,7 @@ def predictions_answer(image_id: str, found: ImageResults, classifiers: Sequence
         "status": reached.state,
         "error": reached.error,
         "predictions": [_prediction_answer(prediction) for prediction in found.predictions],
+        "consensus": consensus_answer(found.predictions, classifiers, fitted),
         "outcomes": [
             {"worker": outcome.worker, "state": outcome.state, "error": outcome.error}
             for outcome in found.outcomes
@@ -195,10 +202,38 @@ def predictions_answer(image_id: str, found: ImageResults, classifiers: Sequence
     }
 
 
-def results_answer(image_id: str, found: ImageResults, classifiers: Sequence[str]) -> dict[str, Any]:
+def consensus_answer(
+    predictions: Sequence[PredictionRow], classifiers: Sequence[str], fitted: Fitted | None
+) -> dict[str, Any] | None:
+    """The agreed answer and how it was reached, None while there is no prediction.
+
+    complete: whether every classifier that is waited for has answered; missing: those that have not.
+    """
+    agreed = agree(predictions, fitted)
+    if agreed is None:
+        return None
+    answered = {prediction.classifier for prediction in predictions}
+    awaited = [worker.removeprefix("classifier-") for worker in classifiers]
+    return {
+        "label": agreed.label,
+        "confidence": _short(agreed.confidence),
+        "agreement": agreed.agreement,
+        "votes": agreed.votes,
+        "method": METHOD,
+        "weights": {classifier: _short(weight) for classifier, weight in agreed.weights.items()},
+        "calibrated": agreed.calibrated,
+        "left_out": agreed.left_out,
+        "complete": answered.issuperset(awaited),
+        "missing": [classifier for classifier in awaited if classifier not in answered],
+    }
+
+
+def results_answer(
+    image_id: str, found: ImageResults, classifiers: Sequence[str], fitted: Fitted | None = None
+) -> dict[str, Any]:
     """Everything that is known of an image. image: None when it never went through upload."""
     features = found.features
-    return predictions_answer(image_id, found, classifiers) | {
+    return predictions_answer(image_id, found, classifiers, fitted) | {
         "image": None if found.image is None else image_answer(found.image),
         "features": None
         if features is None

@@ -20,6 +20,7 @@ from ingest_api.domain import (
 )
 from ingest_api.intake import Intake
 from ingest_api.upload import UploadedFile, UploadForm
+from visionmesh.consensus import Fitted
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected
 from visionmesh.http import error_of
@@ -61,19 +62,23 @@ def upload_routes(intake: Intake, *, max_files: int) -> APIRouter:
     return router
 
 
-def result_routes(images: Images, store: ObjectStore, *, max_bytes: int) -> APIRouter:
-    """What is known of pictures. max_bytes: the largest picture there is."""
+def result_routes(
+    images: Images, store: ObjectStore, *, max_bytes: int, fitted: Fitted | None = None
+) -> APIRouter:
+    """What is known of pictures. max_bytes: the largest picture there is. fitted: of the consensus."""
     router = APIRouter(tags=["results"])
 
     @router.get("/predictions/{image_id}")
     def predictions(image_id: str) -> Response:
-        """What the classifiers say, and how far they are: `processing`, `done` or `failed`."""
-        return _json(predictions_answer(image_id, found(image_id), CLASSIFIERS))
+        """What the classifiers say, what they agree on, and how far they are: `processing`, `done` or
+        `failed`.
+        """
+        return _json(predictions_answer(image_id, found(image_id), CLASSIFIERS, fitted))
 
     @router.get("/results/{image_id}")
     def results(image_id: str) -> Response:
         """Everything that is known of an image, its descriptors included."""
-        return _json(results_answer(image_id, found(image_id), CLASSIFIERS))
+        return _json(results_answer(image_id, found(image_id), CLASSIFIERS, fitted))
 
     @router.get("/images")
     def listing(limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 50, before: str | None = None) -> Response:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,7 +21,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from ingest_api.__main__ import compose
+from ingest_api.__main__ import compose, fitted_consensus
 from visionmesh.results import FeaturesRow, OutcomeRow, PredictionRow
 from visionmesh.settings import Settings
 from visionmesh.testing.kafka import MemoryBroker
@@ -444,6 +445,25 @@ def test_predictions_come_in_one_by_one(service: Service) -> None:
     assert answer["status"] == "done"
     assert answer["predictions"][0]["label"] == "cat"
     assert answer["predictions"][0]["probabilities"] == {"cat": 0.9, "dog": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("table", "weights"),
+    [
+        ('kind = "consensus"\nclassifiers = {fast = "m@1"}\nweights = {fast = 3.0}', {"fast": 3.0}),
+        ('kind = "consensus"\nclassifiers = {fast = "m@1"}\nweights = {fast = -3.0}', None),
+        ('kind = "classifier"', None),
+        ("not = = toml", None),
+        (None, None),
+    ],
+)
+def test_the_weights_of_the_consensus_are_read_from_models_toml_if_they_can_be(
+    tmp_path: Path, table: str | None, weights: dict[str, float] | None
+) -> None:
+    if table is not None:
+        (tmp_path / "models.toml").write_text(f"[consensus]\n{table}\n")
+    fitted = fitted_consensus(Settings(models_dir=tmp_path, built_models_dir=tmp_path / "none"))
+    assert (None if fitted is None else fitted.weights) == weights
 
 
 def test_a_failed_picture_says_why(service: Service) -> None:

@@ -25,6 +25,7 @@ from ingest_api.domain import (
     uuid7,
     write_cursor,
 )
+from visionmesh.consensus import Fitted
 from visionmesh.contracts import TASKS, is_image_id
 from visionmesh.errors import Rejected
 from visionmesh.results import (
@@ -265,8 +266,36 @@ def test_the_answer_about_predictions() -> None:
                 "latency_ms": 0.25,
             }
         ],
+        "consensus": {
+            "label": "cat",
+            "confidence": 0.9,
+            "agreement": "unanimous",
+            "votes": {"cat": ("fast",)},
+            "method": "log-linear pool",
+            "weights": {"fast": 1.0},
+            "calibrated": False,
+            "left_out": (),
+            "complete": True,
+            "missing": [],
+        },
         "outcomes": [{"worker": "classifier-fast", "state": "done", "error": None}],
     }
+
+
+def test_the_consensus_says_who_is_missing_and_is_none_before_the_first_prediction() -> None:
+    found = everything()
+    partial = predictions_answer("i", found, CLASSIFIERS)["consensus"]
+    assert (partial["complete"], partial["missing"]) == (False, ["balanced"])
+    nothing = ImageResults(found.image, found.features, (), found.outcomes)
+    assert predictions_answer("i", nothing, CLASSIFIERS)["consensus"] is None
+
+
+def test_the_consensus_of_the_fitted_models_has_their_weights() -> None:
+    fitted = Fitted({"fast": "forest@1"}, {"fast": 2.0})
+    for answer in (predictions_answer, results_answer):
+        consensus = answer("i", everything(), ("classifier-fast",), fitted)["consensus"]
+        assert (consensus["calibrated"], consensus["weights"]) == (True, {"fast": 2.0})
+        assert consensus["confidence"] == pytest.approx(0.81 / 0.82, rel=1e-5)
 
 
 def test_the_answer_with_everything() -> None:
