@@ -7,12 +7,12 @@ from typing import Final
 
 import structlog
 
-from classifier.domain import Classifier
+from classifier.domain import MICRO_BATCH
 from classifier.http import make_app
-from classifier.step import make_step
+from classifier.step import Shadow, make_step
 from visionmesh.database import Database
-from visionmesh.model_store import ModelStore
-from visionmesh.observability import logs, metrics
+from visionmesh.observability import logs
+from visionmesh.registry import open_shadow, open_source
 from visionmesh.results import PostgresResultStore
 from visionmesh.service import ready_when, run_service, start
 from visionmesh.settings import Settings
@@ -34,19 +34,27 @@ def serve(settings: Settings) -> int:
             "no_port", classifier=name, hint="set MESH_HTTP_PORT; only fast, balanced and accurate have one"
         )
         return 1
-    model = ModelStore(settings.models_dir).load(settings.classifier_model or service)
-    metrics.MODEL.info({"name": model.name, "version": model.version, "family": model.family})
-    classifier = Classifier(model)
-    with Database.from_settings(settings) as database:
+    # One run of the model costs hardly more for hundreds of rows than for one.
+    chosen = "worker_max_batch" in settings.model_fields_set
+    with (
+        open_source(settings, settings.classifier_model or service, kind="classifier") as source,
+        open_shadow(settings, "classifier") as shadow,
+        Database.from_settings(settings) as database,
+    ):
         worker = Worker.from_settings(
             service,
             FEATURES,
-            make_step(name, classifier),
+            make_step(name, source, shadow=None if shadow is None else Shadow(name, shadow)),
             settings,
             store=PostgresResultStore(database),
+            max_batch=settings.worker_max_batch if chosen else MICRO_BATCH,
         )
-        checks = {"worker": ready_when(worker), "database": database.ping}
-        app = make_app(service, name, classifier, checks=checks)
+        checks = {
+            "worker": ready_when(worker),
+            "database": database.ping,
+            "model": lambda: source.current().address,
+        }
+        app = make_app(service, name, source, checks=checks)
         return run_service(app, worker, port=port, settings=settings)
 
 

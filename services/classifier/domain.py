@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from visionmesh.errors import Rejected
 from visionmesh.model_store import Model
 
-# Bounds the memory of one run: the SVM compares every row of a batch with all its support vectors.
-_BATCH: Final = 256
+# The most rows of one run. It bounds its memory: the SVM compares every row with all its support vectors.
+MICRO_BATCH: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +29,37 @@ class Prediction:
     probabilities: tuple[float, ...]
 
 
-def validate(descriptors: Sequence[float], count: int) -> NDArray[np.float32]:
-    """The descriptors of one picture as float32 [count].
+def validate(
+    model: Model, descriptors: Sequence[float], *, count: int | None = None, space: str | None = None
+) -> NDArray[np.float32]:
+    """The descriptors of one picture as float32 [model.descriptor_count].
 
-    Raises `Rejected`: `wrong_descriptor_count`, or `not_finite` for NaN, infinity and what float32 can't
-    hold.
+    count, space: how many they are and which extractor gave them, where their sender says so.
+
+    Raises `Rejected`: `wrong_descriptor_count`, `wrong_extractor` for those of an extractor that the model
+    was not trained on, or `not_finite` for NaN, infinity and what float32 can't hold.
     """
-    if len(descriptors) != count:
-        raise Rejected("wrong_descriptor_count", f"Got {len(descriptors)} descriptors, expected {count}.")
+    found = len(descriptors)
+    if count is not None and count != found:
+        raise Rejected(
+            "wrong_descriptor_count", f"descriptor_count is {count}, but there are {found} descriptors."
+        )
+    if found != model.descriptor_count:
+        raise Rejected(
+            "wrong_descriptor_count",
+            f"Got {found} descriptors, and {model.address} takes {model.descriptor_count}.",
+        )
+    # The numbers would fit, and the answer would be as good as a guess.
+    if space is not None and model.extractor is not None and space != model.extractor:
+        raise Rejected(
+            "wrong_extractor",
+            f"The descriptors are of {space}, and {model.address} was trained on those of {model.extractor}.",
+        )
     try:
         values = np.asarray(descriptors, np.float64)
     except OverflowError:
         # JSON has whole numbers of any length.
-        values = np.full(count, np.inf)
+        values = np.full(found, np.inf)
     if not (np.abs(values) <= np.finfo(np.float32).max).all():
         raise Rejected("not_finite", "Every descriptor must be a finite 32-bit number.")
     return values.astype(np.float32)
@@ -59,12 +77,17 @@ class Classifier:
         self.model = model
 
     def classify(self, descriptors: NDArray[np.float32]) -> list[Prediction]:
-        """One prediction for each row of float32 [N, 20]; rows come from `validate`."""
+        """One prediction for each row of float32 [N, descriptor_count]; rows come from `validate`.
+
+        Raises ValueError when the model does not answer every row.
+        """
         found: list[Prediction] = []
-        for start in range(0, len(descriptors), _BATCH):
-            labels, probabilities = self.model.run(descriptors[start : start + _BATCH])
+        for start in range(0, len(descriptors), MICRO_BATCH):
+            labels, probabilities = self.model.run(descriptors[start : start + MICRO_BATCH])
             found += [
                 Prediction(self.model.labels[label], row[label], tuple(row))
                 for label, row in zip(labels.tolist(), probabilities.tolist(), strict=True)
             ]
+        if len(found) != len(descriptors):
+            raise ValueError(f"{self.model.address} answered {len(found)} of {len(descriptors)} pictures")
         return found

@@ -12,8 +12,11 @@ from pydantic import BaseModel, Field, FiniteFloat, Strict
 from classifier.domain import Classifier, validate
 from visionmesh.http import create_app
 from visionmesh.observability.health import Check
+from visionmesh.registry import ModelSource
 
 _DESCRIPTORS: Final = "What the feature extractor found in a picture, in its order."
+_COUNT: Final = "How many they are; checked where it is given."
+_MODEL: Final = "Which extractor they are of, as `name@version`; checked where it is given."
 
 
 class PredictRequest(BaseModel):
@@ -21,6 +24,8 @@ class PredictRequest(BaseModel):
 
     # Strict: true and "0.5" would be taken for numbers.
     descriptors: list[Annotated[FiniteFloat, Strict()]] = Field(description=_DESCRIPTORS)
+    descriptor_count: Annotated[int, Strict()] | None = Field(default=None, description=_COUNT)
+    model: str | None = Field(default=None, description=_MODEL)
 
 
 class PredictResponse(BaseModel):
@@ -35,17 +40,17 @@ class PredictResponse(BaseModel):
     latency_ms: float
 
 
-def make_app(service: str, name: str, classifier: Classifier, *, checks: Mapping[str, Check]) -> FastAPI:
+def make_app(service: str, name: str, source: ModelSource, *, checks: Mapping[str, Check]) -> FastAPI:
     """The application of the classifier that users know as `name`."""
     app = create_app(service, checks=checks)
-    model = classifier.model
 
     @app.post("/predict")
     def predict(request: PredictRequest) -> PredictResponse:
         """The label of a picture by its descriptors."""
-        values = validate(request.descriptors, model.descriptor_count)
+        model = source.current()
+        values = validate(model, request.descriptors, count=request.descriptor_count, space=request.model)
         started = time.perf_counter()
-        (prediction,) = classifier.classify(values[None, :])
+        (prediction,) = Classifier(model).classify(values[None, :])
         latency_ms = (time.perf_counter() - started) * 1000
         return PredictResponse(
             label=prediction.label,

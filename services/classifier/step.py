@@ -4,62 +4,115 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from classifier.domain import Classifier, Prediction, validate
 from visionmesh.contracts import ImageFeatures
 from visionmesh.errors import Rejected
-from visionmesh.results import PredictionRow
+from visionmesh.model_store import Model
+from visionmesh.observability import metrics
+from visionmesh.registry import ModelSource
+from visionmesh.results import PredictionRow, ShadowPredictionRow
 from visionmesh.worker.step import Done, Step, Verdict
+
+log = structlog.get_logger()
+
+# Seconds since whenever, for `latency_ms`.
+Clock = Callable[[], float]
+
+R = TypeVar("R", bound=PredictionRow)
+
+
+class Shadow:
+    """A second model beside the one that answers for the classifier `name`, whose answers are stored apart.
+
+    Whatever befalls it costs its own rows alone: it is counted, and logged once per reason.
+    """
+
+    def __init__(self, name: str, source: ModelSource, *, clock: Clock = time.perf_counter) -> None:
+        self._name = name
+        self._source = source
+        self._clock = clock
+        self._failures = metrics.SHADOW_FAILURES.labels(f"classifier-{name}")
+        self._logged: str | None = None
+
+    def rows(self, messages: Sequence[ImageFeatures]) -> list[tuple[ShadowPredictionRow, ...]]:
+        """For each message the shadow's row, or none."""
+        try:
+            found = _predict(ShadowPredictionRow, self._name, self._source.current(), messages, self._clock)
+        # Nothing that a shadow can do may reach the answer.
+        except Exception as error:
+            self._fail(f"{type(error).__name__}: {error}")
+            return [()] * len(messages)
+        refused = next((each for each in found if isinstance(each, Rejected)), None)
+        if refused is not None:
+            self._fail(refused.reason)
+        return [() if isinstance(each, Rejected) else (each,) for each in found]
+
+    def _fail(self, reason: str) -> None:
+        self._failures.inc()
+        if self._logged != reason:
+            self._logged = reason
+            log.error("shadow_failed", classifier=self._name, reason=reason)
 
 
 def make_step(
-    name: str, classifier: Classifier, *, clock: Callable[[], float] = time.perf_counter
+    name: str, source: ModelSource, *, shadow: Shadow | None = None, clock: Clock = time.perf_counter
 ) -> Step[ImageFeatures]:
-    """The step of the classifier that users know as `name`. clock: seconds, for `latency_ms`."""
-
-    def check(message: ImageFeatures) -> NDArray[np.float32] | Rejected:
-        found = len(message.descriptors)
-        if message.descriptor_count != found:
-            return Rejected(
-                "wrong_descriptor_count",
-                f"descriptor_count is {message.descriptor_count}, but there are {found} descriptors.",
-            )
-        try:
-            return validate(message.descriptors, classifier.model.descriptor_count)
-        except Rejected as error:
-            return error
+    """The step of the classifier that users know as `name`. It raises `Unavailable` as long as `source` has
+    no model.
+    """
 
     def step(messages: Sequence[ImageFeatures]) -> list[Verdict]:
-        checked = [check(message) for message in messages]
-        good = [found for found in checked if isinstance(found, np.ndarray)]
-        started = clock()
-        predictions = iter(classifier.classify(np.stack(good)) if good else ())
-        latency_ms = (clock() - started) * 1000 / max(1, len(good))
-        return [
-            _done(name, message, next(predictions), classifier, latency_ms)
-            if isinstance(found, np.ndarray)
-            else found
-            for message, found in zip(messages, checked, strict=True)
+        found = _predict(PredictionRow, name, source.current(), messages, clock)
+        answered = [
+            message for message, row in zip(messages, found, strict=True) if isinstance(row, PredictionRow)
         ]
+        unseen = iter(shadow.rows(answered) if shadow is not None and answered else [()] * len(answered))
+        return [row if isinstance(row, Rejected) else Done(rows=(row, *next(unseen))) for row in found]
 
     return step
 
 
-def _done(
-    name: str, message: ImageFeatures, prediction: Prediction, classifier: Classifier, latency_ms: float
-) -> Done:
-    row = PredictionRow(
-        image_id=message.image_id,
+def _predict(
+    kind: type[R], name: str, model: Model, messages: Sequence[ImageFeatures], clock: Clock
+) -> list[R | Rejected]:
+    """What the model says of each message, in one run for all that it takes."""
+    checked = [_check(model, message) for message in messages]
+    good = [values for values in checked if isinstance(values, np.ndarray)]
+    started = clock()
+    predictions = iter(Classifier(model).classify(np.stack(good)) if good else ())
+    latency_ms = (clock() - started) * 1000 / max(1, len(good))
+    return [
+        values
+        if isinstance(values, Rejected)
+        else _row(kind, name, model, message.image_id, next(predictions), latency_ms)
+        for message, values in zip(messages, checked, strict=True)
+    ]
+
+
+def _check(model: Model, message: ImageFeatures) -> NDArray[np.float32] | Rejected:
+    try:
+        return validate(model, message.descriptors, count=message.descriptor_count, space=message.model)
+    except Rejected as error:
+        return error
+
+
+def _row(
+    kind: type[R], name: str, model: Model, image_id: str, prediction: Prediction, latency_ms: float
+) -> R:
+    return kind(
+        image_id=image_id,
         classifier=name,
         label=prediction.label,
         confidence=prediction.confidence,
-        labels=classifier.model.labels,
+        labels=model.labels,
         probabilities=prediction.probabilities,
-        model=classifier.model.name,
-        model_version=classifier.model.version,
+        model=model.name,
+        model_version=model.version,
         latency_ms=latency_ms,
     )
-    return Done(rows=(row,))

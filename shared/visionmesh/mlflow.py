@@ -183,7 +183,7 @@ class Mlflow:
         proxied = _PROXIED.match(uri)
         if proxied is None:
             raise ModelError(
-                f"MLflow does not hand out version {version} of {name}, which is at {uri.partition(':')[0]}:; "
+                f"MLflow does not hand out version {version} of {name}, at {uri.partition(':')[0]}:; "
                 "start it with --serve-artifacts and register the version again."
             )
         return proxied["path"].rstrip("/")

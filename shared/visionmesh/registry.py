@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Event, Thread
 from typing import Final, Protocol
 
@@ -65,7 +65,7 @@ def open_source(
         _check_kind(model, kind)
         if not shadow:
             _announce(model)
-        yield _Fixed(model)
+        yield FixedSource(model)
         return
     source = _Registered(Mlflow.from_settings(settings), Address.parse(address), kind, shadow)
     # Once before anything else, so that a service which finds its model is ready from its first moment.
@@ -81,7 +81,24 @@ def open_source(
         stop.set()
 
 
-class _Fixed:
+@contextmanager
+def open_shadow(settings: Settings, kind: Kind) -> Iterator[ModelSource | None]:
+    """The source of the model in shadow, None when `settings.shadow_model` names none.
+
+    One that can't be opened is logged, and the service starts without it: its own model is well.
+    """
+    with ExitStack() as stack:
+        source = None
+        if settings.shadow_model is not None:
+            try:
+                opened = open_source(settings, settings.shadow_model, kind=kind, shadow=True)
+                source = stack.enter_context(opened)
+            except ModelError as error:
+                log.error("no_shadow", model=settings.shadow_model, reason=str(error))
+        yield source
+
+
+class FixedSource:
     """A model that stays the same for as long as the process lives."""
 
     def __init__(self, model: Model) -> None:

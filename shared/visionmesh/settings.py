@@ -68,7 +68,11 @@ class Settings(BaseSettings):
     upload_max_files: int = Field(default=64, ge=1, description="most files in one upload request")
 
     # Worker
-    worker_max_batch: int = Field(default=64, ge=1, description="most messages handed to a step at once")
+    worker_max_batch: int = Field(
+        default=64,
+        ge=1,
+        description="most messages handed to a step at once; a classifier takes 256 unless this is set",
+    )
     worker_max_wait_ms: int = Field(
         default=100, ge=1, description="longest wait for a first message in one poll"
     )

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from classifier.domain import Classifier
 from classifier.http import make_app
 from visionmesh.model_store import ModelStore
+from visionmesh.registry import FixedSource
 from visionmesh.settings import ROOT
 
 MEBIBYTE = 1024 * 1024
@@ -18,8 +18,8 @@ JSON = {"content-type": "application/json"}
 @pytest.fixture(scope="module", params=["fast", "balanced", "accurate"])
 def client(request: pytest.FixtureRequest) -> Iterator[TestClient]:
     name = request.param
-    classifier = Classifier(ModelStore(ROOT / "models").load(f"classifier-{name}"))
-    app = make_app(f"classifier-{name}", name, classifier, checks={})
+    source = FixedSource(ModelStore(ROOT / "models").load(f"classifier-{name}"))
+    app = make_app(f"classifier-{name}", name, source, checks={})
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
