@@ -56,8 +56,9 @@ class Load:
         self._producer.poll(0)
         while (left := until - time.monotonic()) > 0:
             for message in self._consumer.consume(100, left):
-                if message.error() is None and message.key() is not None:
-                    partition, sent = self._sent[message.key().decode()]
+                found = message.key()
+                if message.error() is None and found is not None:
+                    partition, sent = self._sent[found.decode()]
                     self.seen.append((partition, sent, time.monotonic()))
 
     def run(self, seconds: float) -> None:

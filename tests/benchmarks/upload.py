@@ -151,14 +151,14 @@ def measure(endpoints: Endpoints, count: int, rounds: int) -> None:
     figure("upload: memory for 100 MB (goal <= 16)", growth, "MB")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.upload", description=__doc__)
     parser.add_argument("--count", type=int, default=256, help="pictures a round")
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     with native() as endpoints:
-        measure(endpoints, arguments.count, arguments.rounds)
+        measure(endpoints, options.count, options.rounds)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
