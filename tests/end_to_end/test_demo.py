@@ -15,7 +15,7 @@ SAMPLES = sorted(path.name for path in (ROOT / "samples").iterdir() if path.suff
 
 
 @pytest.mark.timeout(240)
-def test_the_demo_shows_three_labels_for_every_sample_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_demo_shows_three_labels_and_the_agreed_one_and_leaves_nothing(tmp_path: Path) -> None:
     stack = os.environ.get("MESH_TEST_STACK", "embedded")
     options = ["demo", "--once", "--ports", "free", "--stack", stack, "--directory", str(tmp_path)]
     ended = subprocess.run(
@@ -29,5 +29,5 @@ def test_the_demo_shows_three_labels_for_every_sample_and_leaves_nothing(tmp_pat
     assert ended.returncode == 0, ended.stderr
     rows = [line for line in ended.stdout.splitlines() if any(name in line for name in SAMPLES)]
     assert len(rows) == len(SAMPLES)
-    assert all(row.count("%") == 3 and row.rstrip(" │").endswith(" ms") for row in rows)
+    assert all(row.count("%") == 4 and row.rstrip(" │").endswith(" ms") for row in rows)
     assert not (tmp_path / "running.json").exists()

@@ -18,6 +18,7 @@ FAILED = {
     "status": "failed",
     "error": "feature-extractor: truncated_image: The picture ends early.",
     "predictions": [],
+    "consensus": None,
     "outcomes": [
         {
             "worker": "feature-extractor",
@@ -119,7 +120,25 @@ def test_a_folder_without_pictures_is_an_error(tmp_path: Path, serve: Serve) -> 
 def test_a_picture_that_gets_no_labels_says_why(
     tmp_path: Path, serve: Serve, outcomes: list[dict[str, Any]], said: str
 ) -> None:
-    serve({"status": "done", "error": None, "predictions": [], "outcomes": outcomes})
+    serve({"status": "done", "error": None, "predictions": [], "consensus": None, "outcomes": outcomes})
     picture = tmp_path / "code.png"
     picture.touch()
     assert upload("--wait", "--tasks", "qr", str(picture)) == (0, [f"{picture}: one {said}"])
+
+
+def test_the_agreed_answer_stands_beside_the_others(tmp_path: Path, serve: Serve) -> None:
+    predictions = [
+        {"classifier": "accurate", "label": "cat", "confidence": 0.96},
+        {"classifier": "fast", "label": "dog", "confidence": 0.6},
+    ]
+    consensus = {"label": "cat", "confidence": 0.8, "agreement": "split"}
+    serve(
+        {"status": "done", "error": None, "predictions": predictions, "consensus": consensus, "outcomes": []}
+    )
+    picture = tmp_path / "cat.png"
+    picture.touch()
+    assert upload("--wait", str(picture)) == (
+        0,
+        [f"{picture}: one accurate cat 96%, fast dog 60%; agreed cat 80% (split)"],
+    )
+    assert upload_json("--wait", str(picture))[1][0]["consensus"] == consensus

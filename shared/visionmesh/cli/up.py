@@ -171,7 +171,7 @@ def _classify_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], boo
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("picture", "fast", "balanced", "accurate", "upload to result")
+    table = Table("picture", "fast", "balanced", "accurate", "agreed", "upload to result")
     complete = True
     with httpx.Client(base_url=mesh.url_of("ingest-api"), timeout=10) as client:
         for sample in samples:
@@ -180,7 +180,7 @@ def _classify_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], boo
             began = time.perf_counter()
             answer = client.post("/upload", files={"file": (sample.name, sample.read_bytes())})
             if answer.status_code != 202:
-                table.add_row(sample.name, "-", "-", "-", f"refused: {answer.text}")
+                table.add_row(sample.name, "-", "-", "-", "-", f"refused: {answer.text}")
                 complete = False
                 continue
             found = _result(client, answer.json()["image_id"], mesh, stopped)
@@ -188,8 +188,8 @@ def _classify_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], boo
             labels = {item["classifier"]: item for item in found["predictions"]}
             complete = complete and found["status"] == "done" and len(labels) == 3
             cells = [
-                f"{labels[name]['label']} {labels[name]['confidence']:.0%}" if name in labels else "-"
-                for name in ("fast", "balanced", "accurate")
+                f"{answer['label']} {answer['confidence']:.0%}" if answer else "-"
+                for answer in (*map(labels.get, ("fast", "balanced", "accurate")), found["consensus"])
             ]
             end = f"{took * 1000:.0f} ms" if found["status"] == "done" else (found["error"] or "no result")
             table.add_row(sample.name, *cells, end)

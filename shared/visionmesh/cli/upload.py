@@ -100,10 +100,12 @@ def _wait(client: httpx.Client, image_id: str, seconds: float) -> dict[str, Any]
 
 
 def _became(found: dict[str, Any]) -> dict[str, Any]:
-    """`status`, `predictions` and `outcomes`; `error` with `code` and `message` only when it failed."""
+    """`status`, `predictions`, `consensus` and `outcomes`; `error` with `code` and `message` only when it
+    failed.
+    """
     if "status" not in found:
         return found
-    became = {name: found[name] for name in ("status", "predictions", "outcomes")}
+    became = {name: found[name] for name in ("status", "predictions", "consensus", "outcomes")}
     if found["error"] is None:
         return became
     # `worker: code: reason`, as the results tell it.
@@ -129,9 +131,13 @@ def _print(answer: dict[str, Any], *, as_json: bool, waited: bool) -> None:
 
 
 def _labels(answer: dict[str, Any]) -> str:
-    return ", ".join(
+    labels = ", ".join(
         f"{item['classifier']} {item['label']} {item['confidence']:.0%}" for item in answer["predictions"]
     )
+    agreed = answer["consensus"]
+    if agreed is None:
+        return labels
+    return f"{labels}; agreed {agreed['label']} {agreed['confidence']:.0%} ({agreed['agreement']})"
 
 
 def _why_no_labels(answer: dict[str, Any]) -> str:
