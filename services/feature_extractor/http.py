@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 from fastapi import FastAPI, Request
+from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from feature_extractor.domain import Extractor, on_the_wire
-from feature_extractor.step import Fetch, Prepare
+from feature_extractor.domain import on_the_wire
+from feature_extractor.known import Known
+from feature_extractor.models import Prepare, current_extractor
+from feature_extractor.step import Fetch
+from visionmesh.cache import Cache
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected
 from visionmesh.http import create_app, decode_json
-from visionmesh.observability import logs
+from visionmesh.observability import logs, metrics
 from visionmesh.observability.health import Check
+from visionmesh.registry import ModelSource
 
 # Boundaries and headers of a form around a picture.
 _FORM_BYTES: Final = 64 * 1024
@@ -51,7 +58,8 @@ def make_app(
     service: str,
     fetch: Fetch,
     prepare: Prepare,
-    extractor: Extractor,
+    source: ModelSource,
+    cache: Cache,
     *,
     checks: Mapping[str, Check],
     max_bytes: int,
@@ -60,7 +68,7 @@ def make_app(
     app = create_app(service, checks=checks, max_body_bytes=max_bytes + _FORM_BYTES)
 
     def answer(image_id: str | None, data: bytes) -> dict[str, Any]:
-        (descriptors,) = on_the_wire(extractor.extract([prepare(data)]))
+        (descriptors,) = on_the_wire(_descriptors(data, prepare, source, cache))
         return {"image_id": image_id, "descriptors": descriptors, "descriptor_count": len(descriptors)}
 
     def fetched(message: InStore) -> dict[str, Any]:
@@ -84,6 +92,19 @@ def make_app(
         return await run_in_threadpool(answer, image_id, data)
 
     return app
+
+
+def _descriptors(data: bytes, prepare: Prepare, source: ModelSource, cache: Cache) -> NDArray[np.float32]:
+    """Of one picture, float32 [1, descriptor_count]; computed only when they are not known."""
+    extractor = current_extractor(source)
+    known = Known(cache, extractor.model)
+    digest = sha256(data).hexdigest()
+    found = known.find([digest]).get(digest)
+    if found is None:
+        (found,) = extractor.extract([prepare(data, extractor.side)])
+        metrics.INFERENCES.labels("answer").inc()
+        known.keep({digest: found})
+    return found[np.newaxis]
 
 
 def _check_image_id(text: str) -> None:

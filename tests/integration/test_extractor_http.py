@@ -6,16 +6,21 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
-from feature_extractor.domain import Extractor, prepare
+from feature_extractor.domain import prepare_one
 from feature_extractor.http import make_app
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.isolated import Isolated
 from visionmesh.model_store import ModelStore
+from visionmesh.observability import metrics
+from visionmesh.registry import FixedSource
 from visionmesh.settings import ROOT
+from visionmesh.testing.cache import MemoryCache
 
 MEBIBYTE = 1024 * 1024
 MAX_BYTES = 64 * MEBIBYTE
@@ -51,9 +56,15 @@ def fetch(minio_path: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    extractor = Extractor(ModelStore(ROOT / "models").load("extractor"))
-    with Isolated(prepare, deadline_seconds=10, memory_bytes=512 * MEBIBYTE) as isolated:
-        app = make_app("feature-extractor", fetch, isolated.call, extractor, checks={}, max_bytes=MAX_BYTES)
+    source = FixedSource(ModelStore(ROOT / "models").load("extractor"))
+    with Isolated(prepare_one, deadline_seconds=10, memory_bytes=512 * MEBIBYTE) as isolated:
+
+        def prepare(data: bytes, side: int) -> NDArray[np.uint8]:
+            return isolated.call((data, side))
+
+        app = make_app(
+            "feature-extractor", fetch, prepare, source, MemoryCache(), checks={}, max_bytes=MAX_BYTES
+        )
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
 
@@ -154,3 +165,13 @@ def test_bad_image_id(client: TestClient) -> None:
 
 def test_wrong_method(client: TestClient) -> None:
     assert_error(client.get("/extract"), 405, "method_not_allowed")
+
+
+def test_a_picture_that_is_asked_for_again_is_not_computed_again(client: TestClient) -> None:
+    inferences = metrics.INFERENCES.labels("answer")
+    before = inferences._value.get()
+    answers = [
+        assert_features(client.post("/extract?image_id=a", content=jpeg((77, 33))), "a") for _ in range(3)
+    ]
+    assert inferences._value.get() == before + 1
+    assert answers[0] == answers[1] == answers[2]

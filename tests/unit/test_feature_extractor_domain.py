@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from feature_extractor.domain import Extractor, on_the_wire, prepare
+from feature_extractor.domain import Extractor, on_the_wire, prepare, prepare_one
 from visionmesh.errors import Rejected
 from visionmesh.model_store import ModelStore
 from visionmesh.settings import ROOT
@@ -75,9 +75,9 @@ def test_a_prepared_picture_keeps_its_pixels_when_it_has_the_size_of_the_net() -
 
 
 def test_preparing_can_be_sent_to_another_process() -> None:
-    assert pickle.loads(pickle.dumps(prepare)) is prepare
+    assert pickle.loads(pickle.dumps(prepare_one)) is prepare_one
     with pytest.raises(Rejected) as caught:
-        prepare(b"text")
+        prepare_one((b"text", 32))
     assert pickle.loads(pickle.dumps(caught.value)).code == "not_an_image"
 
 

@@ -85,7 +85,7 @@ def _classify(
     pictures = []
     for file in batch:
         try:
-            picture = prepare(file.read_bytes())
+            picture = prepare(file.read_bytes(), extractor.side)
         except Rejected as error:
             answers.append({"file": str(file), "error": {"code": error.code, "message": error.reason}})
         except OSError as error:
