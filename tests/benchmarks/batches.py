@@ -158,7 +158,7 @@ def measure(bench: Bench, count: int, single: int, rounds: int) -> None:
     ratio("batches: micro-batches / one by one", *rates, "none; shown beside it")
 
 
-def main(arguments: Sequence[str] = ()) -> int:
+def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="mesh bench batches", description=__doc__)
     parser.add_argument("--classifier", default="classifier-fast")
     parser.add_argument("--count", type=int, default=20_000, help="messages of a round in micro-batches")
@@ -166,14 +166,12 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     try:
-        with native() as endpoints, share_of_a_core(CPU) as limit:
+        with share_of_a_core(CPU) as limit, native() as endpoints:
             bench = Bench(options.classifier, endpoints, limit)
             measure(bench, options.count, options.single, options.rounds)
     except NoLimitError as error:
         print(f"batches: no control group of {CPU} CPU can be made here: {error}")
-        return 1
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])
