@@ -27,7 +27,8 @@ class ImageUploaded(msgspec.Struct, frozen=True, omit_defaults=True):
 
     minio_path: `bucket/key`, for example `raw-images/2024/10/06/uuid.jpg`.
     tasks: the tasks asked for, all of them when absent.
-    sha256: hex digest of the stored bytes, when the producer knows it.
+    sha256: hex digest of the stored bytes, when the producer knows it. A picture that is known by it is not
+        computed, or even fetched, again.
     """
 
     image_id: ImageId
@@ -44,7 +45,8 @@ class ImageFeatures(msgspec.Struct, frozen=True, omit_defaults=True):
 
     descriptors: float32 values written with 4 significant digits, which changes no label.
     descriptor_count: how many there are; 20 unless a model of another width is deployed.
-    model: `name@version` of the extractor, when the producer says it.
+    model: the space that the descriptors are in, when the producer says it: the `name@version` of the
+        extractor that gave them first. A classifier that was trained in another one refuses the message.
     """
 
     image_id: ImageId

@@ -1,8 +1,8 @@
 """`wire`: bytes that a record of `image-features-stream` takes in the broker's log.
 
 Descriptors are drawn like the extractor's, which have zero mean and unit variance, and written as the
-extractor writes them; 12 partitions, zstd. Batches of 64 are what a worker publishes under load; a lone
-record is what a quiet mesh publishes.
+extractor writes them, with its name in every record; 12 partitions, zstd. Batches of 64 are what a
+worker publishes under load; a lone record is what a quiet mesh publishes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from visionmesh.kafka import KafkaPublisher, Record
 from visionmesh.settings import Settings
 from visionmesh.stack.native import KafkaServer, NativeStack
 
+SPACE = "extractor@2.0.0"
+
 
 def bytes_per_record(kafka: KafkaServer, batch: int, count: int) -> float:
     topic = new_topic(kafka.address)
@@ -35,7 +37,7 @@ def bytes_per_record(kafka: KafkaServer, batch: int, count: int) -> float:
     records = []
     for values in descriptors:
         image_id = str(uuid.uuid4())
-        value = msgspec.json.encode(ImageFeatures(image_id, values, len(values)))
+        value = msgspec.json.encode(ImageFeatures(image_id, values, len(values), SPACE))
         records.append(Record(topic, image_id.encode(), value))
     for start in range(0, count, batch):
         refused = publisher.publish(records[start : start + batch])
