@@ -31,12 +31,11 @@ from PIL import Image
 
 from benchmarks import resnet50
 from benchmarks.figures import figure, percentile, ratio
-from benchmarks.replicas import memory_of, started
+from benchmarks.replicas import memory_of, started, unlike_any
 from benchmarks.servers import prepared
 from classifier.domain import Classifier
-from feature_extractor.domain import Extractor, on_the_wire
+from feature_extractor.domain import Extractor, on_the_wire, prepare
 from visionmesh.contracts import ImageUploaded
-from visionmesh.images import decode_to
 from visionmesh.kafka import KafkaPublisher, Record
 from visionmesh.mesh import Service
 from visionmesh.model_store import Model, ModelStore
@@ -134,13 +133,11 @@ def pairs(extractors: Mapping[str, Model], classifiers: Mapping[str, Model]) -> 
 
 def way(extractor: Model, classifier: Model) -> Callable[[bytes], str]:
     """From the bytes of a picture to its label, as `mesh classify` goes."""
-    side = extractor.input_shape[1]
-    assert side is not None
-    extract, classify = Extractor(extractor).extract, Classifier(classifier).classify
+    first, second = Extractor(extractor), Classifier(classifier)
 
     def label(data: bytes) -> str:
-        rows = on_the_wire(extract([decode_to(data, side)]))
-        return classify(np.asarray(rows, np.float32))[0].label
+        rows = on_the_wire(first.extract([prepare(data, first.side)]))
+        return second.classify(np.asarray(rows, np.float32))[0].label
 
     return label
 
@@ -196,15 +193,13 @@ def measure_parts(
     test: TestSet, extractor: Model, classifiers: Mapping[str, Model], rounds: int
 ) -> NDArray[np.float32]:
     """Returns the descriptors of all test pictures, as on the wire."""
-    count, side = len(test.files), extractor.input_shape[1]
-    assert side is not None
-    extract = Extractor(extractor).extract
-    pictures, times = timed(rounds, lambda: [decode_to(file, side) for file in test.files])
+    count, net = len(test.files), Extractor(extractor)
+    pictures, times = timed(rounds, lambda: [prepare(file, net.side) for file in test.files])
     figure("classify: decode and resize, 32 x 32 JPEG", [each / count for each in times], "ms")
-    features, times = timed(rounds, lambda: extract(pictures))
-    figure("classify: extractor, batches of 64", [each / count for each in times], "ms")
+    features, times = timed(rounds, lambda: net.extract(pictures))
+    figure("classify: extractor, in batches", [each / count for each in times], "ms")
     few = pictures[:500]
-    _, times = timed(rounds, lambda: [extract([each]) for each in few])
+    _, times = timed(rounds, lambda: [net.extract([each]) for each in few])
     figure("classify: extractor, one by one", [each / len(few) for each in times], "ms")
     wire = np.array(on_the_wire(features), np.float32)
     for name, model in classifiers.items():
@@ -280,18 +275,16 @@ def measure_memory(names: Sequence[str], pictures: Mapping[str, list[bytes]], co
 
 
 def announce(settings: Settings, pictures: Sequence[bytes], count: int) -> None:
-    """Stores the pictures and publishes `count` messages, each of which speaks of one of them."""
+    """Stores `count` pictures, each of which is one of these, and publishes their messages."""
     store = S3ObjectStore.from_settings(settings)
-    paths = [f"{settings.s3_upload_bucket}/bench/{number}.jpg" for number in range(len(pictures))]
-    for path, picture in zip(paths, pictures, strict=True):
-        store.put(path, [picture], media_type="image/jpeg")
     publisher = KafkaPublisher(settings)
     records = []
-    for path in islice(cycle(paths), count):
+    for picture in islice(cycle(pictures), count):
         image_id = str(uuid.uuid4())
-        records.append(
-            Record(IMAGES.name, image_id.encode(), msgspec.json.encode(ImageUploaded(image_id, path)))
-        )
+        path = f"{settings.s3_upload_bucket}/bench/{image_id}.jpg"
+        store.put(path, [unlike_any(picture)], media_type="image/jpeg")
+        value = msgspec.json.encode(ImageUploaded(image_id, path))
+        records.append(Record(IMAGES.name, image_id.encode(), value))
     refused = publisher.publish(records)
     assert not refused, refused
     publisher.close()

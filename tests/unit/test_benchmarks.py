@@ -9,7 +9,9 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from benchmarks.figures import percentile
 from benchmarks.limits import NoLimitError, controller, quota
-from benchmarks.replicas import Distribution, distribution
+from benchmarks.replicas import Distribution, distribution, unlike_any
+from visionmesh.images import check_end, decode
+from visionmesh.settings import ROOT
 
 HYBRID = """\
 tmpfs /sys/fs/cgroup tmpfs ro 0 0
@@ -59,3 +61,11 @@ def test_a_quantile_lies_within_its_bucket_and_never_beyond_the_last_bound() -> 
 def test_a_percentile_is_one_of_the_values() -> None:
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert percentile([3.0, 1.0, 2.0], 0.99) == 3.0
+
+
+def test_a_picture_unlike_any_other_shows_the_same() -> None:
+    picture = (ROOT / "samples" / "cat.jpg").read_bytes()
+    first, second = unlike_any(picture), unlike_any(picture)
+    assert len({picture, first, second}) == 3
+    check_end(first)
+    assert (decode(first) == decode(picture)).all()
