@@ -99,7 +99,8 @@ class Mlflow:
             )
         self.url = url._replace(auth=None, query=None, fragment=None).url.rstrip("/")
         auth = f"{username or ''}:{password or ''}" if username or password else url.auth
-        self._headers = urllib3.make_headers(basic_auth=auth) if auth else urllib3.HTTPHeaderDict()
+        # Servers close a connection that was not used for seconds, and the next look comes later than that.
+        self._headers = {"connection": "close"} | (urllib3.make_headers(basic_auth=auth) if auth else {})
         self._http = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_SECONDS, read=_READ_TIMEOUT_SECONDS),
             retries=False,
@@ -152,7 +153,6 @@ class Mlflow:
     def versions(self, name: str) -> list[Version]:
         """The versions of one model, newest first."""
         aliases = self._ask("registered-models/get", name=name)["registered_model"].get("aliases", ())
-        quoted = name.replace("'", "''")
         found = [
             Version(
                 name=version["name"],
@@ -163,7 +163,7 @@ class Mlflow:
                 created_at=datetime.fromtimestamp(int(version["creation_timestamp"]) / 1000, UTC),
                 run_id=version.get("run_id") or None,
             )
-            for version in self._pages("model-versions/search", "model_versions", filter=f"name='{quoted}'")
+            for version in self._pages("model-versions/search", "model_versions", filter=f"name='{name}'")
         ]
         return sorted(found, key=lambda version: int(version.version), reverse=True)
 
@@ -236,7 +236,6 @@ class Mlflow:
                 method, f"{self.url}/{path}", headers=self._headers, json=body, preload_content=False,
                 redirect=False,
             )  # fmt: skip
-            # Closes what was not read to its end, and gives the connection back otherwise.
             with response:
                 content = response.read(max_bytes + 1)
         except HTTPError as error:
