@@ -163,7 +163,12 @@ def test_the_broker_allows_the_takeover_goal() -> None:
 
 def test_workers_wait_for_tables_and_topics() -> None:
     for name in HTTP_PORTS:
-        assert SERVICES[name]["depends_on"] == {
+        needed = {
+            server: condition
+            for server, condition in SERVICES[name]["depends_on"].items()
+            if condition.get("required", True)
+        }
+        assert needed == {
             one_shot: {"condition": "service_completed_successfully"} for one_shot in ("migrate", "topics")
         }
     for one_shot in ("migrate", "topics"):
@@ -171,10 +176,17 @@ def test_workers_wait_for_tables_and_topics() -> None:
         assert all(condition == {"condition": "service_healthy"} for condition in waits)
 
 
+def test_the_extractor_starts_with_the_cache_and_without_it() -> None:
+    extractor = SERVICES["feature-extractor"]
+    assert extractor["depends_on"]["redis"] == {"condition": "service_started", "required": False}
+    assert extractor["environment"]["MESH_CACHE_URL"].endswith("@redis:6379/0")
+    assert "--maxmemory-policy allkeys-lru" in " ".join(SERVICES["redis"]["command"])
+
+
 def test_no_secret_stands_in_the_file() -> None:
     for name, service in SERVICES.items():
         for variable, value in service.get("environment", {}).items():
-            if re.search(r"PASSWORD|SECRET|DSN|AUTH$", variable):
+            if re.search(r"PASSWORD|SECRET|DSN|CACHE_URL|AUTH$", variable):
                 assert re.search(r"\$\{[A-Z_]+:\?run `make env`", value), f"{name} {variable}"
 
 
@@ -188,8 +200,9 @@ def test_make_env_writes_every_secret_that_compose_asks_for(tmp_path: Path) -> N
     assert wanted
     assert wanted <= set(written)
     assert all(written[name] for name in wanted)
-    # It travels inside a URL.
-    assert re.fullmatch(r"[A-Za-z0-9_-]+", written["POSTGRES_PASSWORD"])
+    # They travel inside URLs.
+    for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD"):
+        assert re.fullmatch(r"[A-Za-z0-9_-]+", written[name])
     assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
 
 
