@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. problem, advice: None when all is well."""
+    """One thing that was looked at. problem, advice: None when all is well. note: worth knowing, no fault."""
 
     name: str
     address: str
     problem: str | None = None
     advice: str | None = None
+    note: str | None = None
 
 
 def doctor(
@@ -37,7 +38,12 @@ def doctor(
     from visionmesh.settings import get_settings
 
     state = running(directory)
-    findings = [*_servers(get_settings()), *_services(state, directory), *_capacity(state)]
+    findings = [
+        *_servers(get_settings()),
+        _cache(get_settings()),
+        *_services(state, directory),
+        *_capacity(state),
+    ]
     for finding in findings:
         sys.stdout.write((json.dumps(asdict(finding)) if as_json else _for_people(finding)) + "\n")
     if any(finding.problem for finding in findings):
@@ -75,6 +81,28 @@ def _servers(settings: Settings) -> Iterator[Finding]:
     yield found
     if found.problem is None:
         yield _ask("schema", where, lambda: _schema(database), "run `python -m visionmesh.database migrate`")
+
+
+def _cache(settings: Settings) -> Finding:
+    """The one server that nothing waits for."""
+    from urllib.parse import urlsplit
+
+    from visionmesh.cache import ValkeyCache, open_cache
+    from visionmesh.errors import Unavailable
+
+    try:
+        cache = open_cache(settings)
+    except ValueError as error:
+        return Finding("cache", "", str(error), "correct MESH_CACHE_URL")
+    if settings.cache_url is None or not isinstance(cache, ValkeyCache):
+        return Finding("cache", "none", note="set MESH_CACHE_URL to compute no picture twice")
+    # Only host and port: the address has a password.
+    where = urlsplit(settings.cache_url.get_secret_value()).netloc.rpartition("@")[2]
+    try:
+        cache.ping()
+    except Unavailable as error:
+        return Finding("cache", where, note=f"{error.reason}; work goes on without it")
+    return Finding("cache", where)
 
 
 def _topics(settings: Settings) -> Iterator[Finding]:
@@ -131,6 +159,8 @@ def _capacity(state: dict[str, Any] | None) -> Iterator[Finding]:
 
 
 def _for_people(finding: Finding) -> str:
+    if finding.note is not None:
+        return f"note   {finding.name}: {finding.address}\n       {finding.note}"
     if finding.problem is None:
         return f"well   {finding.name}: {finding.address}"
     return f"WRONG  {finding.name}: {finding.address}\n       {finding.problem}\n       do: {finding.advice}"
