@@ -1,4 +1,4 @@
-"""A whole mesh on the native stack, whose processes and servers can be killed."""
+"""A whole mesh whose processes and servers can be killed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,10 +18,12 @@ import numpy as np
 import psycopg
 from PIL import Image
 
-from visionmesh.kafka import partition_offsets
+from visionmesh.database import migrate
+from visionmesh.kafka import create_topics, partition_offsets
 from visionmesh.mesh import Mesh
+from visionmesh.object_store import S3ObjectStore
 from visionmesh.settings import Settings
-from visionmesh.stack.native import NativeStack
+from visionmesh.stack import Stack, StackKind, open_stack
 from visionmesh.topics import FEATURES, IMAGES, dead_letter_topics
 
 # How long everything may take to come home after the last blow. Not a measurement: a hang must fail.
@@ -43,7 +47,7 @@ def picture(number: int) -> bytes:
 class Rig:
     """The running mesh with what the tests do to it and read from it."""
 
-    stack: NativeStack
+    stack: Stack
     mesh: Mesh
     settings: Settings
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -74,8 +78,11 @@ class Rig:
             "/upload", data={"image_id": image_id}, files={"file": ("p.jpg", data, "image/jpeg")}
         )
 
-    def upload_all(self, prefix: str, count: int, pause: float = 0.0) -> list[int]:
-        """The status of each upload, made by four clients; `pause` seconds between one client's."""
+    def upload_all(self, prefix: str, count: int, pause: float = 0.0, *, first: int = 0) -> list[int]:
+        """The status of each upload, made by four clients; `pause` seconds between one client's.
+
+        first: the number of the first picture.
+        """
 
         def one(number: int) -> int:
             status = self.upload(f"{prefix}-{number}", picture(number)).status_code
@@ -83,7 +90,7 @@ class Rig:
             return status
 
         with ThreadPoolExecutor(4) as clients:
-            return list(clients.map(one, range(count)))
+            return list(clients.map(one, range(first, first + count)))
 
     def query(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.stack.endpoints.postgres_dsn, connect_timeout=5) as connection:
@@ -132,6 +139,39 @@ class Rig:
         assert self.query(
             "SELECT count(*) FROM images WHERE image_id LIKE %s AND published_at IS NULL", like
         ) == [(0,)]
+
+
+@contextmanager
+def open_rig(
+    directory: Path,
+    kind: StackKind,
+    *,
+    scale: Mapping[str, int],
+    settings: Mapping[str, str],
+) -> Iterator[Rig]:
+    """A mesh on a stack of its own. settings: variables of the services beyond those that connect them."""
+    with open_stack(kind, directory / "stack") as stack:
+        endpoints = stack.endpoints
+        connected = Settings(
+            kafka_bootstrap=endpoints.kafka_bootstrap,
+            kafka_group_protocol=endpoints.group_protocol,
+            s3_endpoint=endpoints.s3_endpoint,
+            s3_access_key=endpoints.s3_access_key,  # type: ignore[arg-type]
+            s3_secret_key=endpoints.s3_secret_key,  # type: ignore[arg-type]
+        )
+        migrate(endpoints.postgres_dsn)
+        if kind == "native":
+            create_topics(connected)
+        S3ObjectStore.from_settings(connected).ensure_buckets()
+        mesh = Mesh(directory, scale=scale, ports="free")
+        # Whoever has to wait for a busy machine does not take it for a cache that is away.
+        patient = {"MESH_CACHE_URL": f"{endpoints.cache_url}?socket_timeout=10&socket_connect_timeout=10"}
+        with mesh.started(endpoints.environment() | patient | settings):
+            mesh.wait_until_ready(120)
+            rig = Rig(stack, mesh, connected)
+            yield rig
+            rig.leave()
+        rig.close()
 
 
 def eventually(holds: Callable[[], bool], what: str) -> None:
