@@ -104,7 +104,13 @@ def extractor(
 
 def toml(table: Mapping[str, Any]) -> str:
     """JSON's strings, numbers and lists are valid TOML as they stand."""
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+    lines = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += [f"{key}.{name} = {json.dumps(each)}\n" for name, each in value.items()]
+        else:
+            lines.append(f"{key} = {json.dumps(value)}\n")
+    return "".join(lines)
 
 
 def write_models(folder: Path, models: Mapping[str, tuple[Mapping[str, Any], bytes]]) -> Path:

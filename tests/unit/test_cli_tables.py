@@ -19,7 +19,21 @@ def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_variable_of_the_settings() -> None:
     printed = CliRunner().invoke(app, ["settings"]).stdout
-    assert all(f"MESH_{name.upper()} " in printed for name in Settings.model_fields)
+    ours = {name for name in Settings.model_fields if not name.startswith("mlflow_")}
+    assert all(f"MESH_{name.upper()} " in printed for name in ours)
+    # By the names that every client of MLflow reads.
+    assert all(f" {name.upper()} " in printed for name in Settings.model_fields.keys() - ours)
+    assert "MESH_MLFLOW" not in printed
+
+
+def test_no_setting_shows_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = ["MLFLOW_TRACKING_PASSWORD", "MESH_S3_SECRET_KEY", "MESH_POSTGRES_DSN", "MESH_CACHE_URL"]
+    for name in secrets:
+        monkeypatch.setenv(name, "redis://:geheim@127.0.0.1:1/0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mesh:geheim@127.0.0.1:5000")
+    printed = CliRunner().invoke(app, ["settings"]).stdout
+    assert "now: " in printed
+    assert "geheim" not in printed
 
 
 def test_every_dead_letter_topic(monkeypatch: pytest.MonkeyPatch) -> None:

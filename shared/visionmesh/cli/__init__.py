@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from visionmesh.cli import dlq, topics
+from visionmesh.cli import dlq, models, topics
 from visionmesh.cli.bench import bench
 from visionmesh.cli.classify import classify
 from visionmesh.cli.console import complain
@@ -33,6 +33,7 @@ app.command("upload")(upload)
 app.command("classify")(classify)
 app.add_typer(topics.app, name="topics")
 app.add_typer(dlq.app, name="dlq")
+app.add_typer(models.app, name="models")
 app.command("doctor")(doctor)
 app.command("settings")(settings)
 app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import get_args
 
 from visionmesh.cli.console import DIRECTORY, Directory, connect
 
@@ -17,15 +18,19 @@ def settings(directory: Directory = DIRECTORY) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
+    from visionmesh.observability.logs import without_passwords
     from visionmesh.settings import Settings
 
     table = Table(Column("variable", no_wrap=True), "default", "what it does")
     for name, field in Settings.model_fields.items():
         default = field.default
+        secret = SecretStr in (field.annotation, *get_args(field.annotation))
         text = default.get_secret_value() if isinstance(default, SecretStr) else str(default)
-        value = os.environ.get(f"MESH_{name.upper()}")
+        # Those of MLflow have the names by which all its clients know them.
+        variable = str(field.validation_alias or f"MESH_{name.upper()}")
+        value = os.environ.get(variable)
         lines = [] if default is None else [text]
         if value is not None and value != text:
-            lines.append(f"now: {'***' if isinstance(default, SecretStr) else value}")
-        table.add_row(f"MESH_{name.upper()}", "\n".join(lines), field.description or "")
+            lines.append(f"now: {'***' if secret else without_passwords(value)}")
+        table.add_row(variable, "\n".join(lines), field.description or "")
     Console().print(table)

@@ -1,0 +1,164 @@
+"""`mesh models`: those of models.toml, those of the registry, and which one a service is to use."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+
+import typer
+
+from visionmesh.cli.compare import compare
+from visionmesh.cli.console import fail
+
+if TYPE_CHECKING:
+    from visionmesh.mlflow import Mlflow
+
+app = typer.Typer(help="Models: list, show, promote, compare.", no_args_is_help=True)
+app.command("compare")(compare)
+
+_CHAMPION: Final = "champion"
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON line per model.")]
+
+
+@app.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """List the models of models.toml and, where MLFLOW_TRACKING_URI is set, those registered in MLflow."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    with _sentences():
+        rows = [*_deployed(), *_registered()]
+    if as_json:
+        sys.stdout.write("".join(json.dumps(row) + "\n" for row in rows))
+        return
+    table = Table(Column("model", no_wrap=True), "version", "kind", "family", "top-1", "from")
+    for row in rows:
+        top1 = "" if row["top1"] is None else f"{row['top1']:.2%}"
+        table.add_row(row["model"], row["version"], row["kind"], row["family"], top1, row["from"])
+    Console().print(table)
+
+
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="A name of models.toml, or of a registered model.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print all that is known of a model: its table, and its versions in MLflow."""
+    versions: list[dict[str, Any]] = []
+    with _sentences():
+        table = _tables().get(name)
+        mlflow = _mlflow()
+        if mlflow is not None and name in mlflow.models():
+            versions = [
+                {
+                    "version": each.version,
+                    "aliases": list(each.aliases),
+                    "created_at": each.created_at.isoformat(timespec="seconds"),
+                    "run_id": each.run_id,
+                }
+                for each in mlflow.versions(name)
+            ]
+    if table is None and not versions:
+        fail(f"There is no model {name!r}; `mesh models list` shows those there are.")
+    if as_json:
+        sys.stdout.write(json.dumps({"model": name, "table": table, "versions": versions}) + "\n")
+        return
+    for key, value in (table or {}).items():
+        for label, each in _lines(key, value):
+            sys.stdout.write(f"{label}: {each}\n")
+    for version in versions:
+        aliases = " ".join(f"@{alias}" for alias in version["aliases"]) or "without an alias"
+        sys.stdout.write(
+            f"version {version['version']} in MLflow: {aliases}, of {version['created_at']}, "
+            f"run {version['run_id']}\n"
+        )
+
+
+@app.command("promote")
+def promote(
+    name: Annotated[str, typer.Argument(help="A registered model.")],
+    version: Annotated[str, typer.Argument(help="One of its versions.")],
+    alias: Annotated[str, typer.Option(help="What services name in models:/NAME@ALIAS.")] = _CHAMPION,
+) -> None:
+    """Let an alias name this version: services that use the alias take it within seconds."""
+    with _sentences():
+        mlflow = _mlflow()
+        if mlflow is None:
+            fail("Set MLFLOW_TRACKING_URI to the address of the MLflow server.")
+        mlflow.promote(name, version, alias)
+    sys.stdout.write(f"models:/{name}@{alias} is version {version} from now on\n")
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """What is wrong with the folder or with MLflow in one sentence: nothing that `mesh up` would mend."""
+    from visionmesh.errors import Unavailable
+    from visionmesh.model_store import ModelError
+
+    try:
+        yield
+    except Unavailable as error:
+        fail(error.reason)
+    except ModelError as error:
+        fail(str(error))
+
+
+def _tables() -> Mapping[str, Mapping[str, Any]]:
+    from visionmesh.model_store import ModelStore
+    from visionmesh.settings import get_settings
+
+    settings = get_settings()
+    store = ModelStore(settings.models_dir, settings.built_models_dir)
+    return {name: store.describe(name) for name in store.names()}
+
+
+def _mlflow() -> Mlflow | None:
+    from visionmesh.mlflow import Mlflow
+    from visionmesh.settings import get_settings
+
+    settings = get_settings()
+    return None if settings.mlflow_tracking_uri is None else Mlflow.from_settings(settings)
+
+
+def _deployed() -> list[dict[str, Any]]:
+    return [
+        {
+            "model": name,
+            "version": str(table.get("version", "")),
+            "kind": table.get("kind", ""),
+            "family": table.get("family", ""),
+            "top1": table.get("metrics", {}).get("top1"),
+            "from": "models.toml",
+        }
+        for name, table in _tables().items()
+    ]
+
+
+def _registered() -> list[dict[str, Any]]:
+    """One row per version; what it is stands in its own table, which only who loads it reads."""
+    mlflow = _mlflow()
+    if mlflow is None:
+        return []
+    return [
+        {
+            "model": name,
+            "version": version.version,
+            "kind": "",
+            "family": "",
+            "top1": None,
+            "from": " ".join(["MLflow", *(f"@{alias}" for alias in version.aliases)]),
+        }
+        for name in mlflow.models()
+        for version in mlflow.versions(name)
+    ]
+
+
+def _lines(key: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        inner = cast(dict[str, Any], value)
+        return [(f"{key}.{name}", str(each)) for name, each in inner.items()]
+    return [(key, ", ".join(map(str, value)) if isinstance(value, list) else str(value))]

@@ -1,0 +1,102 @@
+"""`mesh models` beside an MLflow in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import small_models
+from visionmesh.cli import app
+from visionmesh.settings import get_settings
+from visionmesh.testing.mlflow import MemoryMlflow
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    table, model = small_models.classifier()
+    models = small_models.write_models(
+        tmp_path / "models", {"classifier-fast": (table | {"metrics": {"top1": 0.9}}, model)}
+    )
+    monkeypatch.setenv("MESH_MODELS_DIR", str(models))
+    monkeypatch.setenv("MESH_BUILT_MODELS_DIR", str(tmp_path / "built"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def mlflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryMlflow]:
+    with MemoryMlflow().running() as memory:
+        for name in ("classifier-fast", "classifier-night"):
+            memory.ask("POST", "registered-models/create", {"name": name})
+            for _ in range(2):
+                run = memory.ask("POST", "runs/create", {})["run"]["info"]["run_id"]
+                memory.ask("POST", "model-versions/create", {"name": name, "source": "", "run_id": run})
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", memory.url)
+        get_settings.cache_clear()
+        yield memory
+
+
+def mesh(*arguments: str, status: int = 0) -> str:
+    result = CliRunner().invoke(app, ["models", *arguments])
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def test_without_mlflow_the_table_is_listed() -> None:
+    rows = [json.loads(line) for line in mesh("list", "--json").splitlines()]
+    assert [(row["model"], row["version"], row["from"]) for row in rows] == [
+        ("classifier-fast", "1.0.0", "models.toml")
+    ]
+    assert "90.00%" in mesh("list")
+    assert "MLFLOW_TRACKING_URI" in mesh("promote", "classifier-fast", "1", status=1)
+
+
+def test_registered_versions_and_aliases_are_listed(mlflow: MemoryMlflow) -> None:
+    assert mesh("promote", "classifier-fast", "2") == (
+        "models:/classifier-fast@champion is version 2 from now on\n"
+    )
+    mesh("promote", "classifier-fast", "1", "--alias", "night")
+    rows = [json.loads(line) for line in mesh("list", "--json").splitlines()]
+    assert [(row["model"], row["version"], row["from"]) for row in rows] == [
+        ("classifier-fast", "1.0.0", "models.toml"),
+        ("classifier-fast", "2", "MLflow @champion"),
+        ("classifier-fast", "1", "MLflow @night"),
+        ("classifier-night", "2", "MLflow"),
+        ("classifier-night", "1", "MLflow"),
+    ]
+
+
+def test_a_model_is_shown_with_its_table_and_its_versions(mlflow: MemoryMlflow) -> None:
+    mesh("promote", "classifier-fast", "2")
+    shown = mesh("show", "classifier-fast")
+    assert "family: favourite\n" in shown
+    assert "metrics.top1: 0.9\n" in shown
+    assert "labels: airplane, automobile" in shown
+    assert "version 2 in MLflow: @champion, of 20" in shown
+    assert "version 1 in MLflow: without an alias" in shown
+    found = json.loads(mesh("show", "classifier-night", "--json"))
+    assert found["table"] is None
+    assert [each["version"] for each in found["versions"]] == ["2", "1"]
+
+
+def test_what_is_not_there_is_said() -> None:
+    assert "no model 'nowhere'" in mesh("show", "nowhere", status=1)
+
+
+def test_mlflow_away_is_a_sentence(mlflow: MemoryMlflow) -> None:
+    mlflow.stop()
+    for command in (["list"], ["show", "other"], ["promote", "classifier-fast", "1"]):
+        assert (
+            mesh(*command, status=1) == f"mesh: MLflow on {mlflow.url} does not answer (NewConnectionError)\n"
+        )
+
+
+def test_what_mlflow_does_not_have_is_a_sentence(mlflow: MemoryMlflow) -> None:
+    assert "version=9) not found" in mesh("promote", "classifier-fast", "9", status=1)
+    assert "no model 'nowhere'" in mesh("show", "nowhere", status=1)
