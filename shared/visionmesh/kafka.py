@@ -344,7 +344,7 @@ def create_topics(settings: Settings, *, wait_seconds: float = 60.0) -> list[str
                 "max.message.bytes": str(DEAD_LETTER_MAX_BYTES),
             },
         )
-        for name in dead_letter_topics()
+        for name in dead_letter_topics(settings.extra_classifiers)
     ]
     admin = AdminClient(client_config(settings))
     _wait_for_broker(admin, wait_seconds)

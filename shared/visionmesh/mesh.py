@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,11 +18,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
+from visionmesh.settings import CLASSIFIER_PATTERN
 from visionmesh.stack import tether
 from visionmesh.stack.ports import free_port
 
@@ -34,13 +36,13 @@ Ports = Literal["seed", "free"]
 class Service:
     """One row of the table of services.
 
-    port: the published port, owned by the first replica. environment: what tells instances of one
-    package apart.
+    port: the published port, owned by the first replica; None for a free one. environment: what tells
+    instances of one package apart.
     """
 
     name: str
     package: str
-    port: int
+    port: int | None
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -50,6 +52,11 @@ SERVICES: Final = (
     Service("classifier-fast", "classifier", 8003, {"MESH_CLASSIFIER": "fast"}),
     Service("classifier-balanced", "classifier", 8005, {"MESH_CLASSIFIER": "balanced"}),
     Service("classifier-accurate", "classifier", 8004, {"MESH_CLASSIFIER": "accurate"}),
+)
+
+# A model may have a colon in it: models:/night@champion.
+_CLASSIFIER = re.compile(
+    rf"^(?P<name>{CLASSIFIER_PATTERN.strip('^$')})=(?P<model>.+?)(?::(?P<port>[1-9][0-9]{{0,4}}))?$"
 )
 
 # A replica that lived this long was healthy: its next crash is a first one again.
@@ -68,9 +75,48 @@ class MeshError(Exception):
     """The mesh can't start or can't go on; the text says why and what to do."""
 
 
-def parse_scale(texts: list[str]) -> dict[str, int]:
-    """`["classifier-fast=3"]` → replicas per service. Raises `MeshError` for what is not understood."""
+def parse_services(classifiers: Sequence[str] = (), shadows: Sequence[str] = ()) -> tuple[Service, ...]:
+    """The table of services with what a command line changes.
+
+    classifiers: `NAME=MODEL[:PORT]`, a further classifier, or another model for one of the table.
+    shadows: `SERVICE=MODEL`, a model in shadow. A model is a name in models.toml or an address in MLflow.
+
+    Raises `MeshError` for what is not understood.
+    """
+    services = {service.name: service for service in SERVICES}
+    for text in classifiers:
+        found = _CLASSIFIER.match(text)
+        if found is None:
+            raise MeshError(f"{text!r} is not understood; write for example --classifier night=MODEL:8010.")
+        name = f"classifier-{found['name']}"
+        known = services.get(name, Service(name, "classifier", None))
+        services[name] = replace(
+            known,
+            port=int(found["port"]) if found["port"] else known.port,
+            environment={"MESH_CLASSIFIER": found["name"], "MESH_CLASSIFIER_MODEL": found["model"]},
+        )
+    for text in shadows:
+        name, _, model = text.partition("=")
+        service = services.get(name)
+        if service is None or not model or name == "ingest-api":
+            able = ", ".join(each for each in services if each != "ingest-api")
+            raise MeshError(f"{text!r} is not understood; write --shadow SERVICE=MODEL, with one of {able}.")
+        services[name] = replace(service, environment={**service.environment, "MESH_SHADOW_MODEL": model})
+    ports = [service.port for service in services.values() if service.port is not None]
+    if len(set(ports)) < len(ports):
+        raise MeshError("Two services have the same port; give the classifier another one.")
+    return tuple(services.values())
+
+
+def extra_classifiers(services: Sequence[Service]) -> tuple[str, ...]:
+    """The names of those classifiers that are not in the table, as in the setting of that name."""
     known = {service.name for service in SERVICES}
+    return tuple(service.environment["MESH_CLASSIFIER"] for service in services if service.name not in known)
+
+
+def parse_scale(texts: list[str], services: Sequence[Service] = SERVICES) -> dict[str, int]:
+    """`["classifier-fast=3"]` → replicas per service. Raises `MeshError` for what is not understood."""
+    known = {service.name for service in services}
     scale = {}
     for text in texts:
         name, _, count = text.partition("=")
@@ -195,8 +241,8 @@ class Replica:
 class Mesh:
     """All replicas of all services.
 
-    directory: where logs and `running.json` go. ports: `seed` gives the first replica of a service its
-    published port, `free` gives none.
+    directory: where logs and `running.json` go. services: the table when None, or what `parse_services` made of it.
+    ports: `seed` gives the first replica of a service its published port, `free` gives none.
 
     Raises `MeshError` when a published port is taken.
     """
@@ -205,20 +251,22 @@ class Mesh:
         self,
         directory: Path,
         *,
+        services: Sequence[Service] | None = None,
         scale: Mapping[str, int] | None = None,
         ports: Ports = "seed",
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
+        services = SERVICES if services is None else services
         self._connection: dict[str, str] = {}
         self._directory = directory
         self._report = report
         logs = directory / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        taken: set[int] = {service.port for service in SERVICES}
+        taken: set[int] = {service.port for service in services if service.port is not None}
         self.replicas: list[Replica] = []
-        for service in SERVICES:
+        for service in services:
             for number in range(1, (scale or {}).get(service.name, 1) + 1):
-                if number == 1 and ports == "seed":
+                if number == 1 and ports == "seed" and service.port is not None:
                     port = service.port
                     _refuse_taken(port, service.name)
                 else:

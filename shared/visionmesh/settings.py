@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # `shared/visionmesh/settings.py` is two folders below the repository (or the image's /app).
 ROOT = Path(__file__).resolve().parents[2]
+
+# It becomes part of the names of a consumer group and of topics.
+CLASSIFIER_PATTERN: Final = r"^[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?$"
 
 
 class Settings(BaseSettings):
@@ -102,6 +105,11 @@ class Settings(BaseSettings):
     classifier_model: str | None = Field(
         default=None,
         description="name in models.toml, or an MLflow address; `classifier-<classifier>` when absent",
+    )
+    extra_classifiers: tuple[Annotated[str, Field(pattern=CLASSIFIER_PATTERN)], ...] = Field(
+        default=(),
+        description="JSON list; classifiers beside fast, balanced and accurate: results wait for them too, "
+        "and they have dead letters of their own",
     )
     shadow_model: str | None = Field(
         default=None,

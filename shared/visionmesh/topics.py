@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -26,7 +27,8 @@ class Topic(Generic[C]):
     """A topic of the mesh.
 
     key: the contract's field that is the record's key; records of one key keep their order.
-    consumers: the consumer groups that read it, each named like its service.
+    consumers: the consumer groups that read it, each named like its service; beside them, classifiers that
+        a configuration adds read `FEATURES`.
     """
 
     name: str
@@ -61,12 +63,28 @@ FEATURES: Final = Topic(
     consumers=CLASSIFIERS,
 )
 
-TOPICS: Final[tuple[Topic[ImageUploaded] | Topic[ImageFeatures], ...]] = (IMAGES, FEATURES)
+AnyTopic = Topic[ImageUploaded] | Topic[ImageFeatures]
+
+TOPICS: Final[tuple[AnyTopic, ...]] = (IMAGES, FEATURES)
 
 # People look at dead letters after a weekend or a holiday.
 DEAD_LETTER_RETENTION_MS: Final = 30 * DAY_MS
 
 
-def dead_letter_topics() -> tuple[str, ...]:
-    """Every dead-letter topic of the table, one per topic and consumer group."""
-    return tuple(topic.dead_letters(group) for topic in TOPICS for group in topic.consumers)
+def classifiers(extra: Sequence[str] = ()) -> tuple[str, ...]:
+    """The groups of all classifiers. extra: the names (as in `fast`) that a configuration adds."""
+    return tuple(dict.fromkeys([*CLASSIFIERS, *(f"classifier-{name}" for name in extra)]))
+
+
+def readers(extra_classifiers: Sequence[str] = ()) -> tuple[tuple[AnyTopic, str], ...]:
+    """Every topic with each consumer group that reads it."""
+    return tuple(
+        (topic, group)
+        for topic in TOPICS
+        for group in (classifiers(extra_classifiers) if topic is FEATURES else topic.consumers)
+    )
+
+
+def dead_letter_topics(extra_classifiers: Sequence[str] = ()) -> tuple[str, ...]:
+    """Every dead-letter topic, one per topic and consumer group."""
+    return tuple(topic.dead_letters(group) for topic, group in readers(extra_classifiers))

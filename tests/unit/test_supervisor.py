@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from visionmesh import mesh as supervisor
-from visionmesh.mesh import Mesh, MeshError, Replica, Service, parse_scale, running_file
+from visionmesh.mesh import (
+    SERVICES,
+    Mesh,
+    MeshError,
+    Replica,
+    Service,
+    extra_classifiers,
+    parse_scale,
+    parse_services,
+    running_file,
+)
 from visionmesh.stack.ports import LINUX_EPHEMERAL_RANGE
 
 
@@ -28,6 +38,77 @@ def test_a_scale_is_read() -> None:
 def test_a_scale_that_is_not_understood_is_refused(text: str) -> None:
     with pytest.raises(MeshError):
         parse_scale([text])
+
+
+def test_a_fourth_classifier_is_one_more_service() -> None:
+    services = parse_services(["night=classifier-forest:8010", "day=models:/classifier-fast@champion"])
+    assert services[: len(SERVICES)] == SERVICES
+    assert services[len(SERVICES) :] == (
+        Service(
+            "classifier-night",
+            "classifier",
+            8010,
+            {"MESH_CLASSIFIER": "night", "MESH_CLASSIFIER_MODEL": "classifier-forest"},
+        ),
+        Service(
+            "classifier-day",
+            "classifier",
+            None,
+            {"MESH_CLASSIFIER": "day", "MESH_CLASSIFIER_MODEL": "models:/classifier-fast@champion"},
+        ),
+    )
+    assert extra_classifiers(services) == ("night", "day")
+    assert parse_scale(["classifier-night=2"], services) == {"classifier-night": 2}
+
+
+def test_a_classifier_of_the_table_gets_another_model() -> None:
+    services = parse_services(["fast=models:/classifier-fast/3"], ["classifier-fast=classifier-balanced"])
+    (fast,) = (service for service in services if service.name == "classifier-fast")
+    assert fast.port == 8003
+    assert fast.environment == {
+        "MESH_CLASSIFIER": "fast",
+        "MESH_CLASSIFIER_MODEL": "models:/classifier-fast/3",
+        "MESH_SHADOW_MODEL": "classifier-balanced",
+    }
+    assert len(services) == len(SERVICES)
+    assert extra_classifiers(services) == ()
+
+
+def test_models_in_shadow() -> None:
+    services = parse_services(["night=x"], ["feature-extractor=extractor-fp32", "classifier-night=y"])
+    found = {service.name: service.environment.get("MESH_SHADOW_MODEL") for service in services}
+    assert {name: model for name, model in found.items() if model} == {
+        "feature-extractor": "extractor-fp32",
+        "classifier-night": "y",
+    }
+
+
+@pytest.mark.parametrize(
+    ("classifiers", "shadows"),
+    [
+        (["night"], []),
+        (["night="], []),
+        (["=model"], []),
+        (["Night=model"], []),
+        (["night.1=model"], []),
+        (["night=model:8001"], []),
+        (["night=model:8010", "day=model:8010"], []),
+        ([], ["classifier-night=model"]),
+        ([], ["classifier-fast"]),
+        ([], ["classifier-fast="]),
+        ([], ["ingest-api=model"]),
+    ],
+)
+def test_services_that_are_not_understood(classifiers: list[str], shadows: list[str]) -> None:
+    with pytest.raises(MeshError):
+        parse_services(classifiers, shadows)
+
+
+def test_a_service_without_a_port_gets_a_free_one(tmp_path: Path) -> None:
+    mesh = Mesh(tmp_path, services=parse_services(["night=model"]), ports="free")
+    ports = [replica.port for replica in mesh.replicas]
+    assert len(set(ports)) == len(SERVICES) + 1
+    assert mesh.url_of("classifier-night").endswith(f":{ports[-1]}")
 
 
 def test_the_first_replica_owns_the_published_port_and_further_ones_take_free_ports(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def list_letters(
     from visionmesh.worker.dead_letters import read_dead_letters
 
     table = Table(Column("topic", no_wrap=True), "waiting", "replayed", "reasons of those waiting")
-    for topic in dead_letter_topics():
+    for topic in dead_letter_topics(get_settings().extra_classifiers):
         letters = list(read_dead_letters(get_settings(), topic))
         waiting = [letter for letter in letters if not letter.replayed]
         reasons = Counter(letter.headers.get("x-error-code", "unknown") for letter in waiting)
@@ -52,8 +52,8 @@ def show(
     directory: Directory = DIRECTORY,
 ) -> None:
     """Print dead letters with their reasons, one JSON line each."""
-    _check(topic)
     connect(directory)
+    _check(topic)
     from visionmesh.settings import get_settings
     from visionmesh.worker.dead_letters import read_dead_letters
 
@@ -83,8 +83,8 @@ def replay(
     directory: Directory = DIRECTORY,
 ) -> None:
     """Publish the original messages again to the topics they came from, each of them once."""
-    _check(topic)
     connect(directory)
+    _check(topic)
     from visionmesh.settings import get_settings
     from visionmesh.worker import dead_letters
 
@@ -95,8 +95,10 @@ def replay(
 
 
 def _check(topic: str) -> None:
+    from visionmesh.settings import get_settings
     from visionmesh.topics import dead_letter_topics
 
-    if topic not in dead_letter_topics():
-        names = "\n  ".join(dead_letter_topics())
+    known = dead_letter_topics(get_settings().extra_classifiers)
+    if topic not in known:
+        names = "\n  ".join(known)
         fail(f"{topic!r} is no dead-letter topic; there are\n  {names}", 2)

@@ -109,16 +109,15 @@ def _topics(settings: Settings) -> Iterator[Finding]:
     """Whether every topic exists, and how much of it waits for each group."""
     from visionmesh.errors import Unavailable
     from visionmesh.kafka import partition_offsets
-    from visionmesh.topics import TOPICS
+    from visionmesh.topics import readers
 
-    for topic in TOPICS:
-        for group in topic.consumers:
-            try:
-                lag = sum(partition.lag for partition in partition_offsets(settings, topic.name, group))
-            except Unavailable as error:
-                yield Finding(f"topic of {group}", topic.name, error.reason, "`mesh topics create`")
-                return
-            yield Finding(f"lag of {group}", f"{topic.name}: {lag} waiting")
+    for topic, group in readers(settings.extra_classifiers):
+        try:
+            lag = sum(partition.lag for partition in partition_offsets(settings, topic.name, group))
+        except Unavailable as error:
+            yield Finding(f"topic of {group}", topic.name, error.reason, "`mesh topics create`")
+            return
+        yield Finding(f"lag of {group}", f"{topic.name}: {lag} waiting")
 
 
 def _schema(database: Any) -> None:

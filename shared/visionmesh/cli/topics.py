@@ -33,13 +33,14 @@ def list_topics(
 
     from visionmesh.kafka import partition_offsets
     from visionmesh.settings import get_settings
-    from visionmesh.topics import TOPICS
+    from visionmesh.topics import readers
     from visionmesh.worker.dead_letters import REPLAY_GROUP
 
-    readers = [(topic.name, group) for topic in TOPICS for group in topic.consumers]
-    readers += [(topic.dead_letters(group), REPLAY_GROUP) for topic in TOPICS for group in topic.consumers]
+    reading = readers(get_settings().extra_classifiers)
+    groups = [(topic.name, group) for topic, group in reading]
+    groups += [(topic.dead_letters(group), REPLAY_GROUP) for topic, group in reading]
     table = Table(Column("topic", no_wrap=True), "partitions", "messages", "group", "lag")
-    for name, group in readers:
+    for name, group in groups:
         offsets = partition_offsets(get_settings(), name, group)
         row: dict[str, Any] = {
             "topic": name,

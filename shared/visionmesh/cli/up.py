@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -43,17 +45,50 @@ class PortsName(StrEnum):
 
 Stack = Annotated[StackName, typer.Option(help="embedded: Python packages only; native: the real servers.")]
 Scale = Annotated[list[str], typer.Option(help="Replicas of a service, e.g. classifier-fast=3; repeatable.")]
+Classifiers = Annotated[
+    list[str],
+    typer.Option(
+        "--classifier",
+        metavar="NAME=MODEL[:PORT]",
+        help="A further classifier, or another model for fast, balanced or accurate; repeatable. MODEL: a "
+        "name in models.toml, or an MLflow address.",
+    ),
+]
+Shadows = Annotated[
+    list[str],
+    typer.Option(
+        "--shadow",
+        metavar="SERVICE=MODEL",
+        help="A model in shadow of a classifier or of feature-extractor, whose answers are stored apart; "
+        "repeatable.",
+    ),
+]
 PortsOption = Annotated[PortsName, typer.Option(help="free: none of the published ports, for a second mesh.")]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command line asks for."""
+
+    stack: StackName
+    scale: list[str]
+    classifiers: list[str]
+    shadows: list[str]
+    directory: Path
+    ports: PortsName
 
 
 def up(
     stack: Stack = StackName.embedded,
     scale: Scale = [],  # noqa: B006 - how typer wants the default of a repeatable option
+    classifiers: Classifiers = [],  # noqa: B006
+    shadows: Shadows = [],  # noqa: B006
     directory: Directory = DIRECTORY,
     ports: PortsOption = PortsName.seed,
 ) -> None:
     """Start the servers and every service; Ctrl-C stops them all."""
-    with _until_signalled() as stopped, _mesh(stack, scale, directory, ports, stopped) as mesh:
+    plan = Plan(stack, scale, classifiers, shadows, directory, ports)
+    with _until_signalled() as stopped, _mesh(plan, stopped) as mesh:
         if not stopped():
             _print_addresses(mesh)
             mesh.keep(stopped)
@@ -64,18 +99,21 @@ def demo(
     once: Annotated[bool, typer.Option("--once", help="End when every sample has its results.")] = False,
     stack: Stack = StackName.embedded,
     scale: Scale = [],  # noqa: B006 - as above
+    classifiers: Classifiers = [],  # noqa: B006
+    shadows: Shadows = [],  # noqa: B006
     directory: Directory = DIRECTORY,
     ports: PortsOption = PortsName.seed,
 ) -> None:
     """Start the mesh, classify the sample pictures, and stay up."""
     samples = sorted(path for path in SAMPLES.iterdir() if path.suffix in {".jpg", ".png"})
-    with _until_signalled() as stopped, _mesh(stack, scale, directory, ports, stopped) as mesh:
+    plan = Plan(stack, scale, classifiers, shadows, directory, ports)
+    with _until_signalled() as stopped, _mesh(plan, stopped) as mesh:
         complete = _classify_samples(mesh, samples, stopped)
         if not once and not stopped():
             _print_addresses(mesh)
             mesh.keep(stopped)
     if once and not complete:
-        fail("Not every picture got its three labels.")
+        fail("Not every picture got all its labels.")
 
 
 @contextmanager
@@ -94,35 +132,39 @@ def _until_signalled() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _mesh(
-    stack: StackName, scale: list[str], directory: Path, ports: PortsName, stopped: Callable[[], bool]
-) -> Iterator[Mesh]:
+def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
     """Everything up and ready; everything down at the end."""
     from visionmesh import database, kafka, object_store
-    from visionmesh.mesh import Mesh, MeshError, parse_scale
+    from visionmesh.mesh import Mesh, MeshError, extra_classifiers, parse_scale, parse_services
     from visionmesh.settings import get_settings
     from visionmesh.stack import StackError, open_stack
+    from visionmesh.topics import TOPICS, dead_letter_topics
 
-    directory = directory.resolve()
+    directory = plan.directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        replicas = parse_scale(scale)
+        services = parse_services(plan.classifiers, plan.shadows)
+        replicas = parse_scale(plan.scale, services)
+        extra = extra_classifiers(services)
         _hold(directory)
-        if stack is StackName.native:
+        if plan.stack is StackName.native:
             from visionmesh.stack.prepare import prepare_native
 
             prepare_native(complain)
         # Made before the servers start: a port that is taken is known at once.
-        mesh = Mesh(directory, scale=replicas, ports=ports.value, report=complain)
-        complain(f"starting the {stack.value} servers")
-        with open_stack(stack.value, directory / stack.value) as servers:
+        mesh = Mesh(directory, services=services, scale=replicas, ports=plan.ports.value, report=complain)
+        complain(f"starting the {plan.stack.value} servers")
+        topics = [*(topic.name for topic in TOPICS), *dead_letter_topics(extra)]
+        with open_stack(plan.stack.value, directory / plan.stack.value, topics=topics) as servers:
             environment = servers.endpoints.environment()
+            if extra:
+                environment = {**environment, "MESH_EXTRA_CLASSIFIERS": json.dumps(extra)}
             # What this process does below, it does with the settings its children get.
             os.environ.update(environment)
             get_settings.cache_clear()
             settings = get_settings()
             database.migrate(settings.postgres_dsn.get_secret_value())
-            if stack is StackName.native:
+            if plan.stack is StackName.native:
                 kafka.create_topics(settings)
             object_store.prepare(object_store.S3ObjectStore.from_settings(settings), settings)
             complain("starting the services")
@@ -171,7 +213,12 @@ def _classify_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], boo
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("picture", "fast", "balanced", "accurate", "agreed", "upload to result")
+    names = [
+        replica.service.environment["MESH_CLASSIFIER"]
+        for replica in mesh.replicas
+        if replica.number == 1 and replica.service.package == "classifier"
+    ]
+    table = Table("picture", *names, "agreed", "upload to result")
     complete = True
     with httpx.Client(base_url=mesh.url_of("ingest-api"), timeout=10) as client:
         for sample in samples:
@@ -180,16 +227,16 @@ def _classify_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], boo
             began = time.perf_counter()
             answer = client.post("/upload", files={"file": (sample.name, sample.read_bytes())})
             if answer.status_code != 202:
-                table.add_row(sample.name, "-", "-", "-", "-", f"refused: {answer.text}")
+                table.add_row(sample.name, *["-"] * (len(names) + 1), f"refused: {answer.text}")
                 complete = False
                 continue
             found = _result(client, answer.json()["image_id"], mesh, stopped)
             took = time.perf_counter() - began
             labels = {item["classifier"]: item for item in found["predictions"]}
-            complete = complete and found["status"] == "done" and len(labels) == 3
+            complete = complete and found["status"] == "done" and set(names) <= set(labels)
             cells = [
                 f"{answer['label']} {answer['confidence']:.0%}" if answer else "-"
-                for answer in (*map(labels.get, ("fast", "balanced", "accurate")), found["consensus"])
+                for answer in (*map(labels.get, names), found["consensus"])
             ]
             end = f"{took * 1000:.0f} ms" if found["status"] == "done" else (found["error"] or "no result")
             table.add_row(sample.name, *cells, end)
