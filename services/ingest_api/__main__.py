@@ -73,7 +73,7 @@ def compose(
         lifespan=lifespan,
     )
     app.include_router(upload_routes(intake, max_files=settings.upload_max_files))
-    app.include_router(result_routes(images, store, max_bytes=settings.upload_max_bytes, fitted=fitted))
+    app.include_router(result_routes(images, store, fitted))
     return app
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
 
 from ingest_api.domain import (
     accepted_answer,
@@ -62,10 +63,8 @@ def upload_routes(intake: Intake, *, max_files: int) -> APIRouter:
     return router
 
 
-def result_routes(
-    images: Images, store: ObjectStore, *, max_bytes: int, fitted: Fitted | None = None
-) -> APIRouter:
-    """What is known of pictures. max_bytes: the largest picture there is. fitted: of the consensus."""
+def result_routes(images: Images, store: ObjectStore, fitted: Fitted | None = None) -> APIRouter:
+    """What is known of pictures. fitted: the weights of the consensus."""
     router = APIRouter(tags=["results"])
 
     @router.get("/predictions/{image_id}")
@@ -95,10 +94,12 @@ def result_routes(
     def content(image_id: str) -> Response:
         """The picture itself."""
         row = uploaded(image_id)
-        return Response(
-            store.get(row.minio_path, max_bytes=max_bytes),
+        stream = store.stream(row.minio_path)
+        return StreamingResponse(
+            stream.pieces,
             media_type=row.media_type,
-            headers={
+            headers=({} if stream.length is None else {"Content-Length": str(stream.length)})
+            | {
                 "ETag": f'"{row.sha256}"',
                 "Cache-Control": "private, max-age=31536000, immutable",
                 # The type was told from the bytes; a browser need not guess again.

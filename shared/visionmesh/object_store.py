@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 import time
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol, Self, cast
 
@@ -20,6 +21,7 @@ from minio.credentials.credentials import Credentials
 from minio.datatypes import Part
 from minio.error import InvalidResponseError, MinioException, S3Error
 from minio.helpers import DictType
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
 from visionmesh.errors import Rejected, Unavailable
@@ -30,6 +32,8 @@ from visionmesh.settings import ROOT, Settings, get_settings
 PATH_MAX_BYTES: Final = 1024
 # The smallest part that S3 takes; what fits into one part is stored with a single request.
 PART_BYTES: Final = 5 * 1024 * 1024
+# Of a stream: large enough that handing pieces on costs nothing, small enough to hold one for each reader.
+PIECE_BYTES: Final = 256 * 1024
 
 CONNECT_TIMEOUT_SECONDS: Final = 2.0
 # Between two reads of a socket, not for a whole transfer.
@@ -57,6 +61,17 @@ _BAD_NAME: Final = frozenset(
 _ALREADY_THERE: Final = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An object on its way. length: of all pieces together, None when the server does not say.
+
+    A reader who stops before the last piece closes `pieces`, or drops it.
+    """
+
+    length: int | None
+    pieces: Generator[bytes, None, None]
+
+
 class ObjectStore(Protocol):
     """Where pictures lie. Raises `Unavailable("object_store", …)` when the server is away or refuses us,
     and `Rejected` with code `bad_path` or `bucket_not_allowed` for a path that names nothing we serve.
@@ -64,6 +79,12 @@ class ObjectStore(Protocol):
 
     def get(self, minio_path: str, *, max_bytes: int) -> bytes:
         """The object's bytes. Raises `Rejected` with code `object_not_found` or `too_many_bytes`."""
+
+    def stream(self, minio_path: str) -> Stream:
+        """The object's bytes, however many, piece by piece. Raises `Rejected` with code `object_not_found`.
+
+        A server that goes away half-way is `Unavailable` to whoever takes the next piece.
+        """
 
     def put(
         self, minio_path: str, chunks: Iterable[bytes], *, media_type: str, sha256: str | None = None
@@ -168,6 +189,13 @@ class S3ObjectStore:
             finally:
                 response.release_conn()
         return data
+
+    def stream(self, minio_path: str) -> Stream:
+        bucket, key = split_path(minio_path, self._allowed)
+        with _call("get", minio_path):
+            response = self._client.get_object(bucket, key)
+        length = response.headers.get("Content-Length")
+        return Stream(None if length is None else int(length), _pieces(response, minio_path))
 
     def put(
         self, minio_path: str, chunks: Iterable[bytes], *, media_type: str, sha256: str | None = None
@@ -295,10 +323,31 @@ def _as_bytes(part: memoryview) -> bytes:
     return cast(bytes, part)
 
 
+def _pieces(response: BaseHTTPResponse, minio_path: str) -> Generator[bytes, None, None]:
+    try:
+        with _outcomes("get", minio_path):
+            while piece := response.read(PIECE_BYTES):
+                yield piece
+    finally:
+        # What is still on its way through this connection would be taken for the next answer.
+        if response.length_remaining != 0:
+            response.close()
+        response.release_conn()
+
+
 @contextmanager
 def _call(operation: str, minio_path: str = "") -> Iterator[None]:
     """Times one call and turns the client's exceptions into outcomes of the mesh."""
     start = time.perf_counter()
+    try:
+        with _outcomes(operation, minio_path):
+            yield
+    finally:
+        OBJECT_STORE_SECONDS.labels(operation).observe(time.perf_counter() - start)
+
+
+@contextmanager
+def _outcomes(operation: str, minio_path: str) -> Iterator[None]:
     try:
         yield
     except S3Error as error:
@@ -308,8 +357,6 @@ def _call(operation: str, minio_path: str = "") -> Iterator[None]:
         raise Unavailable("object_store", str(error)[:200]) from error
     except (HTTPError, MinioException) as error:
         raise Unavailable("object_store", str(error) or type(error).__name__) from error
-    finally:
-        OBJECT_STORE_SECONDS.labels(operation).observe(time.perf_counter() - start)
 
 
 def _outcome(error: S3Error, operation: str, minio_path: str) -> Rejected | Unavailable:

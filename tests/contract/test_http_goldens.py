@@ -43,7 +43,7 @@ def answered(path: str) -> dict[str, Any]:
         ]
     )
     app = FastAPI()
-    app.include_router(result_routes(MemoryImages(store), MemoryObjectStore(), max_bytes=1))
+    app.include_router(result_routes(MemoryImages(store), MemoryObjectStore()))
     with TestClient(app) as client:
         return dict(msgspec.json.decode(client.get(path).content))
 

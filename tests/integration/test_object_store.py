@@ -16,7 +16,7 @@ from minio import Minio
 from prometheus_client import REGISTRY
 
 from visionmesh.errors import Rejected, Unavailable
-from visionmesh.object_store import PART_BYTES, ObjectStore, S3ObjectStore
+from visionmesh.object_store import PART_BYTES, PIECE_BYTES, ObjectStore, S3ObjectStore
 from visionmesh.stack import Endpoints, Stack
 from visionmesh.testing.object_store import MemoryObjectStore
 
@@ -99,6 +99,22 @@ def test_what_is_put_is_got(subject: Subject, length: int, block: int) -> None:
     data = pattern(length)
     assert subject.store.put(PATH, blocks(data, block), media_type="image/jpeg") == length
     assert subject.store.get(PATH, max_bytes=length) == data
+    stream = subject.store.stream(PATH)
+    pieces = list(stream.pieces)
+    assert (stream.length, b"".join(pieces)) == (length, data)
+    assert all(0 < len(piece) <= PIECE_BYTES for piece in pieces)
+
+
+def test_a_stream_that_is_left_half_way_is_in_nobodys_way(subject: Subject) -> None:
+    data = pattern(3 * PIECE_BYTES)
+    subject.store.put(PATH, [data], media_type="image/jpeg")
+    for _ in range(3):
+        pieces = subject.store.stream(PATH).pieces
+        assert next(pieces) == data[:PIECE_BYTES]
+        pieces.close()
+        # Not even begun.
+        subject.store.stream(PATH)
+        assert subject.store.get(PATH, max_bytes=len(data)) == data
 
 
 def test_empty_chunks_are_not_the_end(subject: Subject) -> None:
@@ -122,10 +138,12 @@ def test_a_larger_object_is_rejected_and_the_next_read_works(subject: Subject) -
 
 
 def test_a_missing_object_is_rejected(subject: Subject) -> None:
-    with pytest.raises(Rejected) as raised:
-        subject.store.get("raw-images/nothing/here.jpg", max_bytes=100)
-    assert raised.value.code == "object_not_found"
-    assert "raw-images/nothing/here.jpg" in raised.value.reason
+    path = "raw-images/nothing/here.jpg"
+    for read in (lambda: subject.store.get(path, max_bytes=100), lambda: subject.store.stream(path)):
+        with pytest.raises(Rejected) as raised:
+            read()
+        assert raised.value.code == "object_not_found"
+        assert path in raised.value.reason
 
 
 def test_deleting_is_idempotent(subject: Subject) -> None:
@@ -177,6 +195,7 @@ def test_unusual_names_are_plain_names(subject: Subject, path: str) -> None:
 def test_a_path_that_is_not_ours_is_rejected_by_every_call(subject: Subject, path: str, code: str) -> None:
     calls: list[Callable[[], object]] = [
         lambda: subject.store.get(path, max_bytes=100),
+        lambda: subject.store.stream(path),
         lambda: subject.store.put(path, [b"data"], media_type="image/jpeg"),
         lambda: subject.store.delete(path),
     ]
@@ -204,6 +223,7 @@ def test_an_absent_server_is_unavailable_and_back_again_works(subject: Subject) 
     subject.store.put(PATH, [b"data"], media_type="image/jpeg")
     calls: list[Callable[[], object]] = [
         lambda: subject.store.get(PATH, max_bytes=100),
+        lambda: subject.store.stream(PATH),
         lambda: subject.store.put(PATH, [b"data"], media_type="image/jpeg"),
         lambda: subject.store.put(PATH, blocks(pattern(PART_BYTES + 1), 65_536), media_type="image/jpeg"),
         lambda: subject.store.delete(PATH),
@@ -363,6 +383,19 @@ def test_a_name_that_the_server_refuses_is_rejected(code: str) -> None:
     with answering(400, s3_error(code)) as store, pytest.raises(Rejected) as raised:
         store.get(PATH, max_bytes=100)
     assert raised.value.code == "bad_path"
+
+
+def test_a_server_that_breaks_off_half_way_is_unavailable_to_whoever_reads_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The client asks for it first, and would get the same answer.
+    monkeypatch.setattr(Minio, "_get_region", lambda *_, **__: "us-east-1")
+    with answering(200, pattern(PIECE_BYTES + 1), promised=2 * PIECE_BYTES) as store:
+        stream = store.stream(PATH)
+        assert stream.length == 2 * PIECE_BYTES
+        assert len(next(stream.pieces)) == PIECE_BYTES
+        with pytest.raises(Unavailable):
+            next(stream.pieces)
 
 
 def test_a_silent_server_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

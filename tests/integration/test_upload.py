@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -22,6 +22,7 @@ import uvicorn
 from PIL import Image
 
 from ingest_api.__main__ import compose, fitted_consensus
+from visionmesh.errors import Unavailable
 from visionmesh.results import FeaturesRow, OutcomeRow, PredictionRow
 from visionmesh.settings import Settings
 from visionmesh.testing.kafka import MemoryBroker
@@ -155,7 +156,43 @@ def test_what_was_uploaded_can_be_read(service: Service) -> None:
     content = service.http.get(row["links"]["content"])
     assert content.content == data
     assert content.headers["content-type"] == "image/jpeg"
+    assert content.headers["content-length"] == str(len(data))
+    assert content.headers["etag"] == f'"{sha256(data).hexdigest()}"'
     assert content.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_picture_is_passed_on_while_it_is_read(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = large_jpeg()
+    image_id = service.upload(data).json()["image_id"]
+    first_arrived = threading.Event()
+
+    def waiting(stored: bytes) -> Generator[bytes, None, None]:
+        yield stored[:1000]
+        assert first_arrived.wait(DEADLINE), "nothing is passed on before all is read"
+        yield stored[1000:]
+
+    monkeypatch.setattr(service.store, "_pieces", waiting)
+    with service.http.stream("GET", f"/images/{image_id}/content") as answer:
+        pieces = answer.iter_raw()
+        received = next(pieces)
+        first_arrived.set()
+        assert received + b"".join(pieces) == data
+
+
+def test_a_store_that_goes_away_half_way_never_looks_like_the_end_of_a_picture(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_id = service.upload(large_jpeg()).json()["image_id"]
+
+    def breaking(stored: bytes) -> Generator[bytes, None, None]:
+        yield stored[:1000]
+        raise Unavailable("object_store", "gone")
+
+    monkeypatch.setattr(service.store, "_pieces", breaking)
+    with pytest.raises(httpx.RemoteProtocolError):
+        service.http.get(f"/images/{image_id}/content")
+    service.store.available = False
+    expect_error(service.http.get(f"/images/{image_id}/content"), 503, "object_store_unavailable")
 
 
 @pytest.mark.parametrize("size", [5 * 1024 * 1024, 5 * 1024 * 1024 + 1, MAX_BYTES])

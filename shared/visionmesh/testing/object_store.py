@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Generator, Iterable
 from threading import Lock
 
-from visionmesh.object_store import object_not_found, split_path, too_many_bytes
+from visionmesh.object_store import PIECE_BYTES, Stream, object_not_found, split_path, too_many_bytes
 from visionmesh.testing.faults import Faults
 
 
@@ -19,15 +19,14 @@ class MemoryObjectStore(Faults):
         self._objects: dict[str, tuple[bytes, str]] = {}
 
     def get(self, minio_path: str, *, max_bytes: int) -> bytes:
-        split_path(minio_path, self._allowed)
-        with self._lock:
-            self._answer()
-            if minio_path not in self._objects:
-                raise object_not_found(minio_path)
-            data, _ = self._objects[minio_path]
+        data = self._read(minio_path)
         if len(data) > max_bytes:
             raise too_many_bytes(minio_path, max_bytes)
         return data
+
+    def stream(self, minio_path: str) -> Stream:
+        data = self._read(minio_path)
+        return Stream(len(data), self._pieces(data))
 
     def put(
         self, minio_path: str, chunks: Iterable[bytes], *, media_type: str, sha256: str | None = None
@@ -50,6 +49,20 @@ class MemoryObjectStore(Faults):
 
     def ping(self) -> None:
         self._answer()
+
+    def _read(self, minio_path: str) -> bytes:
+        split_path(minio_path, self._allowed)
+        with self._lock:
+            self._answer()
+            if minio_path not in self._objects:
+                raise object_not_found(minio_path)
+            data, _ = self._objects[minio_path]
+        return data
+
+    def _pieces(self, data: bytes) -> Generator[bytes, None, None]:
+        for start in range(0, len(data), PIECE_BYTES):
+            self._answer()
+            yield data[start : start + PIECE_BYTES]
 
     def paths(self) -> list[str]:
         """The `minio_path` of every object, sorted."""
