@@ -241,7 +241,7 @@ class Replica:
 class Mesh:
     """All replicas of all services.
 
-    directory: where logs and `running.json` go. services: the table when None, or what `parse_services` made of it.
+    directory: where logs and `running.json` go. services: the table when None; see `parse_services`.
     ports: `seed` gives the first replica of a service its published port, `free` gives none.
 
     Raises `MeshError` when a published port is taken.

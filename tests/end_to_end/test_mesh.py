@@ -5,26 +5,20 @@ One mesh for the whole module, on free ports, on the stack that MESH_TEST_STACK 
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
-import httpx
-import psutil
 import pytest
-from confluent_kafka import Producer
-from minio import Minio
 
-from visionmesh.settings import ROOT, Settings
+from running_mesh import DEADLINE_SECONDS, RunningMesh, running_mesh, until
+from visionmesh.settings import ROOT
 from visionmesh.worker.dead_letters import DeadLetter, read_dead_letters
 
 CAT = ROOT / "samples" / "cat.jpg"
@@ -32,110 +26,11 @@ IMAGES = "images-input-stream"
 FEATURES = "image-features-stream"
 EXTRACTOR = "feature-extractor"
 
-# How long anything may take on a busy machine; nothing is asserted about how long it did take.
-DEADLINE_SECONDS = 60.0
-
-T = TypeVar("T")
-
-
-def until(question: Callable[[], T | None], what: str) -> T:
-    """The first answer of `question` that is not None."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while (answer := question()) is None:
-        assert time.monotonic() < deadline, f"no {what} after {DEADLINE_SECONDS:.0f} s"
-        time.sleep(0.02)
-    return answer
-
-
-@dataclass(frozen=True)
-class RunningMesh:
-    """A mesh in a process of its own, as `running.json` describes it."""
-
-    process: subprocess.Popen[bytes]
-    directory: Path
-    environment: dict[str, str]
-    http: httpx.Client
-
-    def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = json.loads((self.directory / "running.json").read_text())
-        return state
-
-    def settings(self) -> Settings:
-        values = {name.removeprefix("MESH_").lower(): value for name, value in self.environment.items()}
-        return Settings(**values)  # type: ignore[arg-type]
-
-    def publish(self, topic: str, key: str, value: bytes) -> None:
-        """As a plain producer would, that knows nothing of the mesh."""
-        producer = Producer({"bootstrap.servers": self.environment["MESH_KAFKA_BOOTSTRAP"]})
-        producer.produce(topic, value, key)
-        assert producer.flush(30) == 0
-
-    def store(self, key: str, data: bytes) -> str:
-        client = Minio(
-            self.environment["MESH_S3_ENDPOINT"],
-            self.environment["MESH_S3_ACCESS_KEY"],
-            self.environment["MESH_S3_SECRET_KEY"],
-            secure=False,
-        )
-        client.put_object("raw-images", key, io.BytesIO(data), len(data))
-        return f"raw-images/{key}"
-
-    def outcome(self, image_id: str) -> dict[str, Any]:
-        """`GET /predictions/{image_id}` once the work has come to an end."""
-
-        def ended() -> dict[str, Any] | None:
-            answer = self.http.get(f"/predictions/{image_id}")
-            found: dict[str, Any] = answer.json()
-            return found if answer.status_code == 200 and found["status"] != "processing" else None
-
-        return until(ended, f"end of {image_id}")
-
-    def dead_letter(self, topic: str, group: str, key: str) -> DeadLetter:
-        def found() -> DeadLetter | None:
-            letters = read_dead_letters(self.settings(), f"{topic}.{group}.dlq")
-            return next((letter for letter in letters if letter.key == key.encode()), None)
-
-        return until(found, f"dead letter of {key}")
-
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
-    directory = tmp_path_factory.mktemp("mesh")
-    stack = os.environ.get("MESH_TEST_STACK", "embedded")
-    command = ["up", "--ports", "free", "--stack", stack, "--directory", str(directory)]
-    with (directory / "mesh.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "visionmesh.cli", *command],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    try:
-
-        def up() -> bool | None:
-            text = (directory / "mesh.log").read_text()
-            assert process.poll() is None, text
-            return True if "visionmesh is up" in text else None
-
-        until(up, "mesh")
-        state = json.loads((directory / "running.json").read_text())
-        url = next(one["url"] for one in state["replicas"] if one["service"] == "ingest-api")
-        with httpx.Client(base_url=url, timeout=30) as client:
-            yield RunningMesh(process, directory, state["environment"], client)
-    finally:
-        family = [process_of(process.pid), *process_of(process.pid).children(recursive=True)]
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-        _, left = psutil.wait_procs(family, timeout=10)
-        for one in left:
-            one.kill()
-        assert not left, "mesh up left processes behind"
-        assert not (directory / "running.json").exists()
-
-
-def process_of(pid: int) -> psutil.Process:
-    return psutil.Process(pid)
+    with running_mesh(tmp_path_factory.mktemp("mesh")) as mesh:
+        yield mesh
 
 
 def assert_served_in_full(mesh: RunningMesh, image_id: str) -> None:

@@ -9,101 +9,26 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import signal
-import subprocess
-import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pytest
-import urllib3
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 import small_models
+from mlflow_servers import RealMlflow, Registry, Server, eventually
 from visionmesh.errors import Unavailable
 from visionmesh.mlflow import Address, Mlflow
 from visionmesh.model_store import Model, ModelError
 from visionmesh.registry import ModelSource, open_shadow, open_source
 from visionmesh.settings import ROOT, Settings
-from visionmesh.stack.ports import free_port
 from visionmesh.testing.mlflow import MemoryMlflow
 
-# How long anything may take on a busy machine; nothing is asserted about how long it did take.
-DEADLINE = 150.0
-NAME = "classifier-fast"
-CHAMPION = f"models:/{NAME}@champion"
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
-        time.sleep(0.02)
-
-
-# Servers ---------------------------------------------------------------------------------------------------
-
-
-class Server(Protocol):
-    """What the suite needs of an MLflow."""
-
-    @property
-    def url(self) -> str: ...
-    def start(self) -> None:
-        """Unless it runs already."""
-
-    def stop(self) -> None:
-        """Killed, so that it answers no more; what it has stays."""
-
-
-class RealMlflow:
-    def __init__(self, python: str, folder: Path) -> None:
-        self._port = free_port()
-        self._folder = folder
-        self._command = [
-            *(python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)),
-            *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
-            *("--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts", "--workers", "1"),
-        ]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
-
-    def start(self) -> None:
-        if self._process is not None:
-            return
-        with (self._folder / "mlflow.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                # Nothing here runs jobs, and their processes would outnumber the server's.
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                cwd=self._folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        eventually(self._answers, f"MLflow up:\n{(self._folder / 'mlflow.log').read_text()[-2000:]}")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-    def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, (self._folder / "mlflow.log").read_text()[-2000:]
-        try:
-            return urllib3.request("GET", f"{self.url}/health", retries=False, timeout=2).status == 200
-        except urllib3.exceptions.HTTPError:
-            return False
+CHAMPION = "models:/classifier-fast@champion"
 
 
 @pytest.fixture(scope="module")
@@ -132,51 +57,9 @@ def memory() -> Iterator[MemoryMlflow]:
         yield memory
 
 
-class Registry:
-    """Registers models as training does, by plain HTTP. Names are this test's own, for servers are shared."""
-
-    def __init__(self, server: Server, folder: str) -> None:
-        self.server = server
-        self.name = f"{NAME}-{folder}"
-        self.champion = f"models:/{self.name}@champion"
-
-    def post(self, path: str, **body: Any) -> dict[str, Any]:
-        response = urllib3.request("POST", f"{self.server.url}/api/2.0/mlflow/{path}", json=body)
-        assert response.status == 200, response.data
-        found: dict[str, Any] = response.json()
-        return found
-
-    def register(self, table: Mapping[str, Any], model: bytes, *, promote: bool = True) -> str:
-        return self.register_files(
-            {"model.toml": small_models.toml(table).encode(), "model.onnx": model}, promote=promote
-        )
-
-    def register_files(self, files: Mapping[str, bytes], *, promote: bool = True) -> str:
-        """A new version; its number."""
-        info = self.post("runs/create", experiment_id="0")["run"]["info"]
-        folder = f"{info['artifact_uri'].removeprefix('mlflow-artifacts:/')}/model"
-        for name, content in files.items():
-            url = f"{self.server.url}/api/2.0/mlflow-artifacts/artifacts/{folder}/{name}"
-            assert urllib3.request("PUT", url, body=content).status == 200
-        if self.name not in Mlflow(self.server.url).models():
-            self.post("registered-models/create", name=self.name)
-        source = f"{info['artifact_uri']}/model"
-        created = self.post("model-versions/create", name=self.name, source=source, run_id=info["run_id"])
-        version = str(created["model_version"]["version"])
-        if promote:
-            self.promote(version)
-        return version
-
-    def promote(self, version: str) -> None:
-        Mlflow(self.server.url).promote(self.name, version, "champion")
-
-    def settings(self, **options: Any) -> Settings:
-        return Settings(mlflow_tracking_uri=self.server.url, **({"model_refresh_seconds": 0.02} | options))
-
-
 @pytest.fixture
 def registry(server: Server, request: pytest.FixtureRequest) -> Registry:
-    return Registry(server, str(abs(hash(request.node.nodeid))))
+    return Registry(server, f"classifier-{abs(hash(request.node.nodeid))}")
 
 
 def version_of(source: ModelSource) -> str | None:
@@ -301,7 +184,7 @@ def test_a_champion_that_is_at_fault_is_refused(registry: Registry, fault: str) 
 
 
 def test_a_refused_champion_is_downloaded_once(memory: MemoryMlflow) -> None:
-    registry = Registry(memory, "once")
+    registry = Registry(memory, "classifier-once")
     registry.register(*small_models.classifier(favourite="cat"))
     with open_source(registry.settings(), registry.champion):
         registry.register(*small_models.classifier(width=10))
@@ -323,7 +206,7 @@ def test_a_refused_champion_is_downloaded_once(memory: MemoryMlflow) -> None:
     ],
 )
 def test_an_extractor_of_another_space_is_refused(memory: MemoryMlflow, other: Any, reason: str) -> None:
-    registry = Registry(memory, "space")
+    registry = Registry(memory, "classifier-space")
     registry.register(*small_models.extractor(space="extractor@1.0.0"))
     before = refusals(registry.name)
     with capture_logs() as logs, open_source(registry.settings(), registry.champion) as source:
@@ -351,7 +234,7 @@ def test_mlflow_killed_the_model_goes_on(registry: Registry) -> None:
 
 
 def test_an_outage_is_logged_once(memory: MemoryMlflow) -> None:
-    registry = Registry(memory, "logged")
+    registry = Registry(memory, "classifier-logged")
     registry.register(*small_models.classifier())
     looks: list[None] = []
     with capture_logs() as logs, open_source(registry.settings(), registry.champion) as source:
@@ -365,7 +248,7 @@ def test_an_outage_is_logged_once(memory: MemoryMlflow) -> None:
 
 
 def test_a_download_that_breaks_off_is_tried_again(memory: MemoryMlflow) -> None:
-    registry = Registry(memory, "broken-off")
+    registry = Registry(memory, "classifier-broken-off")
     registry.register(*small_models.classifier(favourite="cat"))
     with capture_logs() as logs, open_source(registry.settings(), registry.champion) as source:
         memory.truncates = True
@@ -410,7 +293,7 @@ def why(source: ModelSource) -> str:
 
 
 def test_a_first_champion_at_fault_says_so(memory: MemoryMlflow) -> None:
-    registry = Registry(memory, "first")
+    registry = Registry(memory, "classifier-first")
     registry.register(*small_models.classifier(said_width=10))
     with open_source(registry.settings(), registry.champion) as source:
         with pytest.raises(Unavailable, match="does not take"):
@@ -460,7 +343,7 @@ def test_a_tracking_uri_that_is_no_server_is_a_clear_error(uri: str) -> None:
 
 
 def test_user_and_password(memory: MemoryMlflow) -> None:
-    registry = Registry(memory, "secret")
+    registry = Registry(memory, "classifier-secret")
     registry.register(*small_models.classifier())
     memory.authorization = f"Basic {b64encode(b'mesh:s:cret').decode()}"
     with open_source(registry.settings(), registry.champion) as source:
@@ -497,7 +380,7 @@ def test_models_versions_and_aliases(registry: Registry) -> None:
 
 def test_long_lists_come_in_pages(memory: MemoryMlflow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("visionmesh.mlflow._PAGE", 2)
-    registry = Registry(memory, "pages")
+    registry = Registry(memory, "classifier-pages")
     for _ in range(5):
         registry.register(*small_models.classifier(), promote=False)
     versions = Mlflow(memory.url).versions(registry.name)
@@ -526,7 +409,7 @@ def test_a_built_model_is_a_name_too(tmp_path: Path) -> None:
 
 
 def test_a_shadow_is_not_what_the_metrics_name(memory: MemoryMlflow) -> None:
-    registry = Registry(memory, "shadow")
+    registry = Registry(memory, "classifier-shadow")
     registry.register(*small_models.classifier())
     with open_source(Settings(), "classifier-fast"):
         settings = registry.settings(shadow_model=registry.champion)
