@@ -25,6 +25,7 @@ from visionmesh.observability.logs import configure
 from visionmesh.results import Images, PostgresImages
 from visionmesh.service import run_service, start
 from visionmesh.settings import Settings
+from visionmesh.topics import classifiers
 
 log = structlog.get_logger()
 
@@ -73,7 +74,8 @@ def compose(
         lifespan=lifespan,
     )
     app.include_router(upload_routes(intake, max_files=settings.upload_max_files))
-    app.include_router(result_routes(images, store, fitted))
+    awaited = classifiers(settings.extra_classifiers)
+    app.include_router(result_routes(images, store, classifiers=awaited, fitted=fitted))
     return app
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -63,8 +63,16 @@ def upload_routes(intake: Intake, *, max_files: int) -> APIRouter:
     return router
 
 
-def result_routes(images: Images, store: ObjectStore, fitted: Fitted | None = None) -> APIRouter:
-    """What is known of pictures. fitted: the weights of the consensus."""
+def result_routes(
+    images: Images,
+    store: ObjectStore,
+    *,
+    classifiers: Sequence[str] = CLASSIFIERS,
+    fitted: Fitted | None = None,
+) -> APIRouter:
+    """What is known of pictures. classifiers: the workers that results wait for. fitted: the weights of the
+    consensus.
+    """
     router = APIRouter(tags=["results"])
 
     @router.get("/predictions/{image_id}")
@@ -72,12 +80,12 @@ def result_routes(images: Images, store: ObjectStore, fitted: Fitted | None = No
         """What the classifiers say, what they agree on, and how far they are: `processing`, `done` or
         `failed`.
         """
-        return _json(predictions_answer(image_id, found(image_id), CLASSIFIERS, fitted))
+        return _json(predictions_answer(image_id, found(image_id), classifiers, fitted))
 
     @router.get("/results/{image_id}")
     def results(image_id: str) -> Response:
         """Everything that is known of an image, its descriptors included."""
-        return _json(results_answer(image_id, found(image_id), CLASSIFIERS, fitted))
+        return _json(results_answer(image_id, found(image_id), classifiers, fitted))
 
     @router.get("/images")
     def listing(limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 50, before: str | None = None) -> Response:

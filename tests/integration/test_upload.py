@@ -67,10 +67,15 @@ class Service:
     broker: MemoryBroker = field(default_factory=MemoryBroker)
     store: MemoryObjectStore = field(default_factory=MemoryObjectStore)
     results: MemoryResultStore = field(default_factory=MemoryResultStore)
+    extra_classifiers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.images = MemoryImages(self.results)
-        settings = Settings(upload_max_bytes=MAX_BYTES, upload_max_files=MAX_FILES)
+        settings = Settings(
+            upload_max_bytes=MAX_BYTES,
+            upload_max_files=MAX_FILES,
+            extra_classifiers=self.extra_classifiers,
+        )
         app = compose(settings, self.images, self.store, self.broker.publisher(), self.images.pending)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = self._listener.getsockname()
@@ -482,6 +487,23 @@ def test_predictions_come_in_one_by_one(service: Service) -> None:
     assert answer["status"] == "done"
     assert answer["predictions"][0]["label"] == "cat"
     assert answer["predictions"][0]["probabilities"] == {"cat": 0.9, "dog": 0.1}
+
+
+def test_results_wait_for_a_classifier_that_the_configuration_adds() -> None:
+    service = Service(extra_classifiers=("forest",))
+    try:
+        image_id = service.upload(jpeg()).json()["image_id"]
+        service.results.save([OutcomeRow(image_id, classifier, "done") for classifier in CLASSIFIERS])
+        prediction = PredictionRow(image_id, "fast", "cat", 0.9, ("cat", "dog"), (0.9, 0.1), "m", "1", 0.2)
+        service.results.save([prediction])
+        for path in ("predictions", "results"):
+            answer = service.http.get(f"/{path}/{image_id}").json()
+            assert answer["status"] == "processing"
+            assert answer["consensus"]["missing"] == ["balanced", "accurate", "forest"]
+        service.results.save([OutcomeRow(image_id, "classifier-forest", "done")])
+        assert service.http.get(f"/predictions/{image_id}").json()["status"] == "done"
+    finally:
+        service.close()
 
 
 @pytest.mark.parametrize(
