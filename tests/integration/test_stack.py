@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+import valkey
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from minio import Minio
@@ -118,12 +119,15 @@ def test_the_settings_of_a_service_are_read_from_the_environment_handed_out(
     assert settings.s3_secret_key.get_secret_value() == stack.endpoints.s3_secret_key
     assert settings.postgres_dsn.get_secret_value() == stack.endpoints.postgres_dsn
     assert settings.s3_secure is False
+    assert settings.cache_url is not None
+    assert settings.cache_url.get_secret_value() == stack.endpoints.cache_url
 
 
 def test_secrets_are_not_shown(stack: Stack) -> None:
     shown = repr(stack.endpoints)
     assert stack.endpoints.s3_secret_key not in shown
     assert stack.endpoints.postgres_dsn not in shown
+    assert stack.endpoints.cache_url not in shown
 
 
 def test_a_topic_has_12_partitions_and_a_group_reads_what_was_published(stack: Stack) -> None:
@@ -190,6 +194,34 @@ def test_postgres_wants_the_password(stack: Stack) -> None:
     wrong = stack.endpoints.postgres_dsn.replace("@", "x@")
     with pytest.raises(psycopg.OperationalError, match="password"):
         psycopg.connect(wrong)
+
+
+def test_the_cache_wants_the_password_and_shows_it_to_nobody(stack: Stack) -> None:
+    password, address = stack.endpoints.cache_url.removeprefix("redis://:").split("@")
+    assert valkey.Valkey.from_url(stack.endpoints.cache_url).ping()
+    with pytest.raises(valkey.AuthenticationError):
+        valkey.Valkey.from_url(f"redis://{address}").ping()
+    process = psutil.Process(stack.cache.pid)
+    assert not [argument for argument in process.cmdline() if password in argument]
+    holding = [path for path in stack.cache.log_path.parent.iterdir() if password in path.read_text()]
+    assert [path.stat().st_mode & 0o077 for path in holding] == [0]
+
+
+def test_the_cache_makes_room_and_keeps_nothing(stack: Stack) -> None:
+    with closing(
+        valkey.Valkey.from_url(stack.endpoints.cache_url, socket_timeout=DEADLINE_SECONDS)
+    ) as client:
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "allkeys-lru"}
+        value = bytes(1024 * 1024)
+        for number in range(100):
+            client.set(f"large-{number}", value)
+        assert client.get("large-99") == value
+        assert client.get("large-0") is None
+    stack.cache.restart()
+    with closing(
+        valkey.Valkey.from_url(stack.endpoints.cache_url, socket_timeout=DEADLINE_SECONDS)
+    ) as client:
+        assert client.dbsize() == 0
 
 
 def test_each_server_comes_back_at_its_address_after_kill(stack: Stack) -> None:
