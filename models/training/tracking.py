@@ -61,14 +61,17 @@ def record(
 
 
 def toml(table: Mapping[str, Any]) -> str:
-    """A table as TOML, with the tables inside it behind its own entries. JSON's strings, numbers and lists
-    are valid TOML as they stand.
-    """
-    inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    lines = [f"{key} = {json.dumps(value)}\n" for key, value in table.items() if key not in inner]
-    for key, value in inner.items():
-        lines += [f"\n[{key}]\n", *(f"{name} = {json.dumps(each)}\n" for name, each in value.items())]
-    return "".join(lines)
+    """A table as TOML, the tables inside it inline."""
+    return "".join(f"{json.dumps(key)} = {_toml(value)}\n" for key, value in table.items())
+
+
+def _toml(value: Any) -> str:
+    """JSON's strings, numbers and truths are valid TOML as they stand."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
 
 
 def _write_version(name: str, table: Mapping[str, Any], folder: Path, version: Path) -> None:
