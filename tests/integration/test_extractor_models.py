@@ -1,4 +1,4 @@
-"""The extractor with models of other sizes and with one in shadow, on the real decoder and a real Postgres."""
+"""The extractor with models of other sizes and with one in shadow, on a real decoder and a real Postgres."""
 
 from __future__ import annotations
 
