@@ -44,6 +44,10 @@ _FRAMES: Final = 2
 _TIMED: Final = 0.35
 _TIMING_OFFSETS: Final = (-0.5, 0.0, 0.5)
 
+# Pixels to which a code of four known corners is reduced, and how many of its frames are tried.
+_QUAD_SIDE: Final = 640
+_QUAD_FRAMES: Final = 3
+
 # How far the fourth corner is looked for around where perspective puts it, as a share of the code's side, in
 # steps of a share or of modules; and how many of the best places are read.
 _FAR_REACH: Final = 0.16
@@ -90,6 +94,34 @@ def read_triple(grey: Grey, triple: Triple) -> Sampled | None:
         if found is not None:
             corners = (found.corners + 0.5) / shrunk - 0.5
             return Sampled(found.repaired, found.version, corners.astype(np.float32), found.mirrored)
+    return None
+
+
+def read_quad(grey: Grey, corners: Points) -> Sampled | None:
+    """The code between four corners that are known to a module or two, None when it can't be read.
+
+    corners: float32 [4, 2], in order around the code, from any of them.
+    """
+    side = float(np.sqrt(max(cv2.contourArea(corners.astype(np.float32)), 1.0)))
+    factor = min(1.0, _QUAD_SIDE / side)
+    small = grey if factor == 1.0 else cv2.resize(grey, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    moved = (corners + 0.5) * factor - 0.5
+    scored = []
+    for turn in range(4):
+        turned = np.roll(moved, turn, axis=0).astype(np.float32)
+        for version in range(1, 41):
+            size = symbol.size_of(version)
+            if side * factor < 1.5 * size:
+                break
+            ideal = np.array([[0, 0], [size, 0], [size, size], [0, size]], np.float32)
+            frame = Frame(version, np.asarray(cv2.getPerspectiveTransform(ideal, turned), np.float64))
+            scored.append((_timing_score(small, frame), turn, version, frame))
+    scored.sort(key=lambda each: -each[0])
+    for score, _, _, frame in scored[:_QUAD_FRAMES]:
+        found = read_frame(small, frame) if score > _TIMED else None
+        if found is not None:
+            back = ((found.corners + 0.5) / factor - 0.5).astype(np.float32)
+            return Sampled(found.repaired, found.version, back, found.mirrored)
     return None
 
 
@@ -158,6 +190,12 @@ def _version_beside(grey: Grey, square: Points, below: bool) -> int | None:
     wrong = (symbol.VERSION_WORDS != bits).sum(axis=1)
     best = int(wrong.argmin())
     return best + 7 if wrong[best] <= 3 else None
+
+
+def timing(grey: Grey, triple: Triple) -> float:
+    """How well the picture has timing patterns between three finder patterns: 0 for not at all, 1 for clear."""
+    small, _, moved = _at_reading_size(grey, triple)
+    return max((_timing_score(small, frame) for frame in frames(small, moved)), default=0.0)
 
 
 def _nearest_version(size: float) -> int:

@@ -64,7 +64,7 @@ class Format:
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence3:
+class Append:
     """The place of a symbol in a structured append message: position from 0, total, parity of the whole."""
 
     position: int
@@ -78,7 +78,7 @@ class Repaired:
 
     modules: Modules
     used: float
-    sequence: Sequence3 | None
+    sequence: Append | None
 
 
 def size_of(version: int) -> int:
@@ -237,6 +237,20 @@ def repaired(modules: Modules, reliability: NDArray[np.float32] | None = None) -
     return None
 
 
+def sequence_of(modules: Modules) -> Append | None:
+    """The structured append header of a symbol that is known to be one; cheap where there is none."""
+    version = version_of(len(modules))
+    if version is None:
+        return None
+    for found in read_format(modules):
+        rows, columns = (at[:4] for at in _data_modules(version))
+        mode = (modules[rows, columns] ^ _mask(len(modules), found.mask)[rows, columns]).tolist()
+        if int("".join("1" if bit else "0" for bit in mode), 2) == _SEQUENCE_MODE:
+            fixed = repaired(modules)
+            return None if fixed is None else fixed.sequence
+    return None
+
+
 def _repaired_as(
     modules: Modules, reliability: NDArray[np.float32] | None, version: int, found: Format
 ) -> Repaired | None:
@@ -301,11 +315,11 @@ def _blocks(version: int, level: int, whole: int) -> Iterator[tuple[int, ...]]:
         yield (*places, *(data + block + count * n for n in range(correction)))
 
 
-def _sequence(data: Sequence[int]) -> Sequence3 | None:
+def _sequence(data: Sequence[int]) -> Append | None:
     """Structured append: mode 4 bits, position 4, total - 1 4, parity 8 (section 8)."""
     if len(data) < 3 or data[0] >> 4 != _SEQUENCE_MODE:
         return None
-    return Sequence3(data[0] & 15, (data[1] >> 4) + 1, (data[1] & 15) << 4 | data[2] >> 4)
+    return Append(data[0] & 15, (data[1] >> 4) + 1, (data[1] & 15) << 4 | data[2] >> 4)
 
 
 # Reed-Solomon codes over GF(256) with x^8 + x^4 + x^3 + x^2 + 1, roots 2^0, 2^1, ... (annex A).

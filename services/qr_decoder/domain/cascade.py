@@ -1,0 +1,399 @@
+"""The cascade: named levels, cheapest first, until nothing more is likely to be found.
+
+A level takes the picture and what is known of it, and yields readings attempt by attempt. `PROFILES` says which
+levels are tried, in which order; the table `LEVELS` gives each its number, which is stored with every code.
+
+**When it stops.** With nothing read, every level of the profile is tried. Once a code has been read, further
+levels are tried only while there is a sign of another: a place where zxing-cpp found a code that it could not
+correct, or three finder patterns outside of all codes read that fit together and have timing patterns between
+them; and then only levels that follow such signs (`grid`, `located`) or read the whole picture at its full size.
+A picture that shows more codes than it gives signs of is not searched further: that is the price for not
+spending the whole budget on every picture with one code.
+
+The budget is looked at between attempts. An attempt is never broken off, so that a reading can come late by
+one attempt; whoever needs a hard limit runs this in a child process.
+
+**What counts as read.** Only what error correction proved (see `decoders`). Micro QR codes are so weakly
+protected that in pictures that were altered, one has to be read twice, by different levels, to count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from qr_decoder.domain import decoders, grid
+from qr_decoder.domain.codes import Code, Grey, Quad, Reading, Result, confidence, joined
+from qr_decoder.domain.finders import Finder, Triple, find_finders, triples
+from qr_decoder.domain.locator import Locator
+from qr_decoder.domain.transforms import STRATEGIES, Variant, halved, raw
+
+# Milliseconds; `?budget_ms=` of the service.
+BUDGET: Final = 2000.0
+
+# Triples that are followed; a picture of texture has hundreds.
+_TRIPLES: Final = 60
+
+# A triple costlier than this is no sign of a code; and how well its timing patterns must correlate to be one.
+_SIGN_COST: Final = 1.3
+_SIGN_TIMING: Final = 0.55
+
+# `hybrid` asks the medium locator when the small one is no surer than this.
+UNSURE: Final = 0.7
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One reading of a level, in the pixels of the whole picture."""
+
+    reading: Reading
+    preprocessing: str
+    angle: int | None
+
+
+@dataclass
+class Scene:
+    """The picture and what is known of it so far.
+
+    picture: uint8 [height, width, 3] RGB, or [height, width] grey. locators: by size. read: quadrilaterals
+    of the codes already read. unread: where a code was seen and not read.
+    """
+
+    picture: NDArray[np.uint8]
+    locators: Mapping[str, Locator] = field(default_factory=dict)
+    read: list[Quad] = field(default_factory=list)
+    unread: list[Quad] = field(default_factory=list)
+
+    @cached_property
+    def grey(self) -> Grey:
+        if self.picture.ndim == 2:
+            return self.picture
+        return cv2.cvtColor(self.picture, cv2.COLOR_RGB2GRAY)
+
+    @cached_property
+    def reduced(self) -> Variant:
+        """The grey picture halved until it is at most 1280 pixels a side."""
+        return halved(self.grey)
+
+    @cached_property
+    def finders(self) -> list[Finder]:
+        """The larger finder patterns of the reduced picture: a quick look."""
+        return find_finders(self.reduced.grey, (1, 2))
+
+    @cached_property
+    def all_finders(self) -> list[Finder]:
+        """All finder patterns of the reduced picture."""
+        return find_finders(self.reduced.grey, (0, 1, 2))
+
+    def open_triples(self, finders: list[Finder]) -> list[Triple]:
+        """Triples of the reduced picture that lie in no code already read."""
+        free = [finder for finder in finders if not self._covered(finder.centre)]
+        return triples(free, _TRIPLES)
+
+    def open_unread(self) -> list[Quad]:
+        """Places outside of the codes already read, each once."""
+        found: list[Quad] = []
+        for quad in self.unread:
+            centre = quad.mean(axis=0)
+            if not any(_inside(other, centre) for other in (*self.read, *found)):
+                found.append(quad)
+        return found
+
+    def has_signs(self) -> bool:
+        """Whether anything says that there are more codes than were read."""
+        if self.open_unread():
+            return True
+        for triple in self.open_triples(self.finders):
+            if triple.cost > _SIGN_COST:
+                return False
+            if grid.timing(self.reduced.grey, triple) > _SIGN_TIMING:
+                return True
+        return False
+
+    def _covered(self, point: Quad) -> bool:
+        whole = self.reduced.original(point[None])[0]
+        return any(_inside(quad, whole) for quad in self.read)
+
+
+Level = Callable[[Scene], Iterator[Attempt | None]]
+
+
+def _inside(quad: Quad, point: NDArray[np.float32]) -> bool:
+    return cv2.pointPolygonTest(quad.reshape(-1, 1, 2), (float(point[0]), float(point[1])), False) >= 0
+
+
+def _decoded(scene: Scene, base: Variant, variant: Variant, decoder: decoders.Decoder) -> Iterator[Attempt | None]:
+    """A variant of `base` through a decoder; always yields, so that the budget is looked at."""
+    seen = decoder(variant.grey)
+
+    def back(corners: Quad) -> Quad:
+        return base.original(variant.original(corners))
+
+    name = "+".join(part for part in (base.name, variant.name) if part != "raw") or "raw"
+    scene.unread += [back(quad) for quad in seen.unread]
+    for reading in seen.readings:
+        yield Attempt(reading.at(back(reading.corners)), name, variant.angle)
+    yield None
+
+
+def _reduced(scene: Scene) -> Iterator[Attempt | None]:
+    """zxing-cpp on the reduced picture; nothing when the picture needs no reduction."""
+    if scene.reduced.grey is not scene.grey:
+        yield from _decoded(scene, scene.reduced, next(raw(scene.reduced.grey)), decoders.zxing)
+
+
+def _whole(scene: Scene) -> Iterator[Attempt | None]:
+    """zxing-cpp on the grey picture as it is."""
+    variant = next(raw(scene.grey))
+    yield from _decoded(scene, variant, variant, decoders.zxing)
+
+
+def _strategy(strategy: str, decoder: str, scene: Scene) -> Iterator[Attempt | None]:
+    """A strategy of `transforms` on the reduced picture, through one decoder."""
+    for variant in STRATEGIES[strategy](scene.reduced.grey):
+        yield from _decoded(scene, scene.reduced, variant, decoders.DECODERS[decoder])
+
+
+def _histogram(scene: Scene) -> Iterator[Attempt | None]:
+    """zxing-cpp on the reduced picture with one threshold a row instead of one a neighbourhood."""
+    yield from _decoded(
+        scene, scene.reduced, next(raw(scene.reduced.grey)), partial(decoders.zxing, binarizer="global")
+    )
+
+
+def _grid(scene: Scene) -> Iterator[Attempt | None]:
+    """The own sampler on finder patterns of the reduced picture."""
+    for triple in scene.open_triples(scene.all_finders):
+        if all(not scene._covered(each.centre) for each in (triple.top_left, triple.top_right, triple.bottom_left)):
+            yield _sampled(scene.reduced, triple)
+
+
+def _grid_whole(scene: Scene) -> Iterator[Attempt | None]:
+    """The own sampler on the picture at full size, tile by tile, for codes that are small in it."""
+    if scene.reduced.grey is scene.grey:
+        return
+    height, width = scene.grey.shape
+    for top in range(0, max(height - _TILE_OVERLAP, 1), _TILE - _TILE_OVERLAP):
+        for left in range(0, max(width - _TILE_OVERLAP, 1), _TILE - _TILE_OVERLAP):
+            tile = np.ascontiguousarray(scene.grey[top : top + _TILE, left : left + _TILE])
+            shift = np.array([[1, 0, left], [0, 1, top], [0, 0, 1.0]])
+            variant = Variant("tile", tile, shift)
+            for triple in triples(find_finders(tile, (0,)), 12):
+                centre = variant.original(triple.top_left.centre[None])[0]
+                if not any(_inside(quad, centre) for quad in scene.read):
+                    yield _sampled(variant, triple)
+            yield None
+
+
+_TILE: Final = 1280
+_TILE_OVERLAP: Final = 256
+
+
+def _sampled(variant: Variant, triple: Triple) -> Attempt | None:
+    reading = decoders.sampler(variant.grey, triple)
+    if reading is None:
+        return None
+    return Attempt(reading.at(variant.original(reading.corners)), variant.name, None)
+
+
+def _located(scene: Scene) -> Iterator[Attempt | None]:
+    """Places where a decoder saw a code without reading it: rectified, by zxing-cpp and the own sampler."""
+    for quad in scene.open_unread():
+        yield _crop(scene, quad)
+
+
+def _crop(scene: Scene, quad: Quad) -> Attempt | None:
+    reading = decoders.located(scene.grey, quad)
+    return None if reading is None else Attempt(reading, "rectified", None)
+
+
+def _locator(size: str, scene: Scene) -> Iterator[Attempt | None]:
+    """What a learned locator points at, rectified; nothing when there is no such model."""
+    locator = scene.locators.get(size)
+    if locator is None:
+        return
+    for found in locator.locate(_rgb(scene)):
+        if not any(_inside(quad, found.corners.mean(axis=0)) for quad in scene.read):
+            yield _crop(scene, found.corners)
+
+
+def _hybrid(scene: Scene) -> Iterator[Attempt | None]:
+    """The small locator, and the medium one where the small one is unsure or finds nothing."""
+    small, medium = scene.locators.get("s"), scene.locators.get("m")
+    places = [] if small is None else small.locate(_rgb(scene))
+    for found in places:
+        yield _crop(scene, found.corners)
+    sure = bool(scene.read) and all(found.confidence > UNSURE for found in places)
+    if medium is not None and not sure:
+        for found in medium.locate(_rgb(scene)):
+            if not any(_inside(quad, found.corners.mean(axis=0)) for quad in scene.read):
+                yield _crop(scene, found.corners)
+
+
+def _rgb(scene: Scene) -> NDArray[np.uint8]:
+    return scene.picture if scene.picture.ndim == 3 else cv2.cvtColor(scene.picture, cv2.COLOR_GRAY2RGB)
+
+
+# Numbers are stored with codes: new levels go to the end.
+LEVELS: Final[dict[str, Level]] = {
+    "reduced": _reduced,
+    "whole": _whole,
+    "grid": _grid,
+    "located": _located,
+    "histogram": _histogram,
+    "grid-whole": _grid_whole,
+    "locator-n": partial(_locator, "n"),
+    "locator-s": partial(_locator, "s"),
+    "locator-m": partial(_locator, "m"),
+    "locator-l": partial(_locator, "l"),
+    "hybrid": _hybrid,
+    **{strategy: partial(_strategy, strategy, "zxing") for strategy in STRATEGIES},
+    **{f"{strategy}+zbar": partial(_strategy, strategy, "zbar") for strategy in STRATEGIES},
+    **{f"{strategy}+opencv": partial(_strategy, strategy, "opencv") for strategy in STRATEGIES},
+}
+NUMBERS: Final[dict[str, int]] = {name: number for number, name in enumerate(LEVELS, 1)}
+
+# Levels that are worth their time once a code was read and a sign says that there are more.
+_FOLLOW: Final = frozenset(("whole", "grid", "located"))
+
+# Levels in whose pictures zxing-cpp's Micro QR codes are taken at their word.
+_UNALTERED: Final = frozenset(("reduced", "whole", "raw"))
+
+_LIGHT: Final = ("reduced", "whole", "grid", "located", "clahe", "histogram", "downscale", "sharpen", "grid-whole")
+
+PROFILES: Final[dict[str, tuple[str, ...]]] = {
+    "ultralight": ("raw+zbar", "equalize+zbar", "downscale+zbar"),
+    "light": _LIGHT,
+    "onnx": ("locator-n",),
+    "cascade": (*_LIGHT, "locator-n"),
+    "hybrid": ("hybrid",),
+}
+
+
+class UnknownLevel(ValueError):
+    """There is no such level or profile. Says which there are."""
+
+
+def levels_of(profile: str) -> tuple[str, ...]:
+    """The levels of a profile, or of names with commas between them.
+
+    Raises `UnknownLevel`.
+    """
+    if profile in PROFILES:
+        return PROFILES[profile]
+    names = tuple(name.strip() for name in profile.split(","))
+    unknown = [name for name in names if name not in LEVELS]
+    if unknown:
+        raise UnknownLevel(
+            f"There is no profile or level {unknown[0]!r}; profiles are {', '.join(PROFILES)}, "
+            f"levels are {', '.join(LEVELS)}."
+        )
+    return names
+
+
+def read(
+    picture: NDArray[np.uint8],
+    *,
+    profile: str = "cascade",
+    budget_ms: float = BUDGET,
+    locators: Mapping[str, Locator] | None = None,
+    clock: Clock = time.perf_counter,
+) -> Result:
+    """Every code of a picture, uint8 [height, width, 3] RGB upright or [height, width] grey.
+
+    profile: one of `PROFILES`, or level names with commas between them. budget_ms: after so long no further
+    attempt begins, and the result says `truncated`. clock: seconds.
+
+    Raises `UnknownLevel`.
+    """
+    began = clock()
+    scene = Scene(picture, locators or {})
+    gathered = _Gathered(scene)
+    tried: list[str] = []
+    truncated = False
+    for name in levels_of(profile):
+        if gathered.codes and not (name in _FOLLOW and scene.has_signs()):
+            continue
+        tried.append(name)
+        for attempt in LEVELS[name](scene):
+            spent = (clock() - began) * 1000
+            if attempt is not None:
+                gathered.add(attempt, name, spent)
+            if spent > budget_ms:
+                truncated = True
+                break
+        if truncated:
+            break
+    height, width = picture.shape[:2]
+    return Result(
+        codes=joined(tuple(gathered.codes)),
+        truncated=truncated,
+        processing_time_ms=round((clock() - began) * 1000, 3),
+        width=width,
+        height=height,
+        levels=tuple(tried),
+    )
+
+
+class _Gathered:
+    """The codes read so far, each once."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.codes: list[Code] = []
+        self._scene = scene
+        self._doubtful: dict[tuple[str, bytes], str] = {}
+
+    def add(self, attempt: Attempt, level: str, spent: float) -> None:
+        reading = attempt.reading
+        if not self._proven(attempt, level) or self._known(reading):
+            return
+        self._scene.read.append(reading.corners)
+        self.codes.append(
+            Code(
+                content=reading.content,
+                data=reading.data,
+                corners=tuple((round(float(x), 2), round(float(y), 2)) for x, y in reading.corners),
+                decoder=reading.decoder,
+                level_used=NUMBERS[level],
+                level=level,
+                preprocessing_applied=attempt.preprocessing != "raw",
+                preprocessing=attempt.preprocessing,
+                rotation_angle=attempt.angle,
+                confidence=confidence(reading.unused),
+                processing_time_ms=round(spent, 3),
+                symbology=reading.symbology,
+                sequence=reading.sequence,
+            )
+        )
+
+    def _proven(self, attempt: Attempt, level: str) -> bool:
+        reading = attempt.reading
+        # A code that says nothing is what noise looks like when it passes.
+        if not reading.data and not reading.content:
+            return False
+        if reading.symbology == "qr" or level in _UNALTERED:
+            return True
+        key = (reading.content, reading.data)
+        first = self._doubtful.setdefault(key, level)
+        return first != level
+
+    def _known(self, reading: Reading) -> bool:
+        """The same content in the same place; a code within another one is a code of its own."""
+        centre = reading.corners.mean(axis=0)
+        return any(
+            (code.content, code.data) == (reading.content, reading.data)
+            and (
+                _inside(np.array(code.corners, np.float32), centre)
+                or _inside(reading.corners, np.array(code.corners, np.float32).mean(axis=0))
+            )
+            for code in self.codes
+        )
