@@ -65,3 +65,17 @@ RUN python -m compileall -q --invalidation-mode unchecked-hash /app
 USER ${MESH_UID}:${MESH_UID}
 EXPOSE 8003 8004 8005
 CMD ["python", "-m", "classifier"]
+
+
+# The registry of models, of the profile of that name: a server of others, built here because its published
+# image reaches neither Postgres nor S3.
+FROM base AS mlflow-dependencies
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/mlflow.txt,target=/tmp/requirements.txt \
+    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+
+FROM mlflow-dependencies AS mlflow
+COPY deploy/mlflow /app/deploy/mlflow
+USER ${MESH_UID}:${MESH_UID}
+EXPOSE 5000
+CMD ["mlflow", "server", "--host", "0.0.0.0", "--port", "5000", "--workers", "1", "--serve-artifacts"]

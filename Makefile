@@ -46,7 +46,7 @@ lint: install  ## style, types, import rules
 lock: install  ## the locks again, from pyproject.toml (requirements/*.txt)
 	for name in $(SERVICE_LOCKS); do $(COMPILE) pyproject.toml --extra $$name -o requirements/$$name.txt || exit; done
 	$(COMPILE) pyproject.toml --extra dev --no-emit-package visionmesh -o requirements/dev.txt
-	for name in train bench; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
+	for name in train bench mlflow; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
 
 train: .venv-train/installed  ## the models again, from CIFAR-10; DATA=file uses a local copy
 	PYTHONPATH=shared:services:models .venv-train/bin/python -m training $(if $(DATA),--data $(DATA))

@@ -24,7 +24,8 @@ CLASSIFIER_PATTERN: Final = r"^[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?$"
 class Settings(BaseSettings):
     """The settings of one process."""
 
-    model_config = SettingsConfigDict(env_prefix="MESH_", extra="ignore", frozen=True)
+    # A variable that is empty is one that is not set: compose has no other way to leave one out.
+    model_config = SettingsConfigDict(env_prefix="MESH_", extra="ignore", frozen=True, env_ignore_empty=True)
 
     # Kafka
     kafka_bootstrap: str = Field(default="127.0.0.1:9092", description="host:port[,host:port] of the brokers")

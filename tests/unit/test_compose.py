@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import pytest
 import yaml
@@ -25,7 +27,9 @@ SERVICES: Final[dict[str, dict[str, Any]]] = COMPOSE["services"]
 DOCKERFILE: Final = (ROOT / "Dockerfile").read_text()
 DASHBOARD: Final[dict[str, Any]] = json.loads((ROOT / "deploy/grafana/dashboards/overview.json").read_text())
 
-ONE_SHOT: Final = {"migrate", "topics", "minio-volume"}
+ONE_SHOT: Final = {"migrate", "topics", "minio-volume", "mlflow-prepare"}
+# Built here, and not of the mesh.
+FOREIGN: Final = {"mlflow"}
 # The seeds' ports.
 HTTP_PORTS: Final = {
     "ingest-api": 8001,
@@ -91,7 +95,7 @@ def test_what_stays_up_comes_back_says_how_it_is_and_has_time_to_end(name: str) 
     assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
     grace = int(service["stop_grace_period"].removesuffix("s"))
     assert grace > Settings().worker_shutdown_seconds
-    if "build" in service:
+    if "build" in service and name not in FOREIGN:
         assert float(service["environment"]["MESH_WORKER_SHUTDOWN_SECONDS"]) < grace
     assert "memory" in service.get("deploy", {}).get("resources", {}).get("limits", {}), "one leak takes all"
 
@@ -100,7 +104,7 @@ def test_what_stays_up_comes_back_says_how_it_is_and_has_time_to_end(name: str) 
 def test_only_the_gateway_can_be_opened_to_other_machines(name: str) -> None:
     address = "${MESH_PUBLISH_ADDRESS:-127.0.0.1}:" if name == "gateway" else "127.0.0.1:"
     assert all(port.startswith(address) for port in SERVICES[name].get("ports", []))
-    if "build" in SERVICES[name]:
+    if "build" in SERVICES[name] and name not in FOREIGN:
         assert "ports" not in SERVICES[name], "a published port allows one replica only"
 
 
@@ -218,8 +222,65 @@ def test_each_image_installs_one_lock_and_ships_its_own_service_only() -> None:
         assert "--hash=sha256:" in lock
         body = DOCKERFILE.split(f" AS {target}\n")[1].split("\nFROM ")[0]
         copied = re.findall(r"COPY services/(\S+)", body)
-        assert copied == [target.replace("-", "_")]
+        assert copied == ([] if target in FOREIGN else [target.replace("-", "_")])
     assert "http" not in re.sub(r"^#.*", "", DOCKERFILE, flags=re.MULTILINE).replace("MESH_HTTP", "").lower()
+
+
+def test_the_registry_starts_only_when_it_is_asked_for() -> None:
+    asked = {name for name, service in SERVICES.items() if service.get("profiles") == ["mlflow"]}
+    assert asked == {"mlflow", "mlflow-prepare"}
+    for name, service in SERVICES.items():
+        assert name in asked or not asked & set(service.get("depends_on", {})), "it would start for everyone"
+    environment = SERVICES["mlflow"]["environment"]
+    assert environment["MLFLOW_BACKEND_STORE_URI"].endswith("@postgres:5432/mlflow")
+    assert environment["MLFLOW_ARTIFACTS_DESTINATION"] == "s3://mlflow"
+    assert "mlflow:*" in environment["MLFLOW_SERVER_ALLOWED_HOSTS"], "the services could not ask it"
+    assert "--serve-artifacts" in DOCKERFILE.split(" AS mlflow\n")[1]
+
+
+def test_what_answers_with_models_can_be_told_which() -> None:
+    for name in (*CLASSIFIERS, "feature-extractor"):
+        environment = SERVICES[name]["environment"]
+        short = name.removeprefix("classifier-").removeprefix("feature-").upper()
+        variable = "MESH_EXTRACTOR_MODEL" if short == "EXTRACTOR" else "MESH_CLASSIFIER_MODEL"
+        default = "extractor" if short == "EXTRACTOR" else name
+        assert environment[variable] == f"${{MESH_{short}_MODEL:-{default}}}"
+        assert environment["MESH_SHADOW_MODEL"] == f"${{MESH_{short}_SHADOW:-}}"
+        assert environment["MLFLOW_TRACKING_URI"].endswith(":-http://mlflow:5000}")
+    # An empty variable is one that is not set.
+    with mock.patch.dict(os.environ, {"MESH_SHADOW_MODEL": "", "MESH_EXTRA_CLASSIFIERS": ""}):
+        assert (Settings().shadow_model, Settings().extra_classifiers) == (None, ())
+
+
+def test_a_fourth_classifier_is_configuration_alone() -> None:
+    fourth = yaml.safe_load((ROOT / "docker-compose.fourth.yml").read_text())["services"]
+    night = fourth["classifier-night"]
+    assert night["extends"]["service"] in CLASSIFIERS
+    assert night["environment"]["MESH_CLASSIFIER"] == "night"
+    known = {f"MESH_{field.upper()}" for field in Settings.model_fields}
+    assert set(night["environment"]) <= known
+    assert int(night["environment"]["MESH_HTTP_PORT"]) not in HTTP_PORTS.values()
+    for name in ("topics", "ingest-api"):
+        assert fourth[name]["environment"] == {"MESH_EXTRA_CLASSIFIERS": '["night"]'}
+
+
+@pytest.mark.parametrize("files", [[], ["docker-compose.fourth.yml"]])
+def test_compose_reads_the_files(files: list[str], tmp_path: Path) -> None:
+    if shutil.which("docker") is None or shutil.which("make") is None:
+        pytest.skip("docker compose or make is not installed")
+    for name in ("Makefile", "docker-compose.yml", *files):
+        shutil.copy(ROOT / name, tmp_path)
+    subprocess.run(["make", "--silent", "env"], cwd=tmp_path, check=True, capture_output=True)
+    options = [option for name in ("docker-compose.yml", *files) for option in ("-f", name)]
+    ended = subprocess.run(
+        ["docker", "compose", *options, "--profile", "mlflow", "config", "--services"],
+        cwd=tmp_path, env=os.environ | {"MESH_NIGHT_MODEL": "classifier-forest"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if "is not a docker command" in ended.stderr:
+        pytest.skip("docker compose is not installed")
+    assert ended.returncode == 0, ended.stderr
+    assert set(ended.stdout.split()) == SERVICES.keys() | ({"classifier-night"} if files else set())
 
 
 # Grafana -------------------------------------------------------------------------------------------------
