@@ -6,7 +6,6 @@ The build proper needs the environment of requirements/train.txt.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from types import ModuleType
 from typing import Any
 

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
+from visionmesh.cli.build import build
 from visionmesh.cli.compare import compare
 from visionmesh.cli.console import fail
 
 if TYPE_CHECKING:
     from visionmesh.mlflow import Mlflow
 
-app = typer.Typer(help="Models: list, show, promote, compare.", no_args_is_help=True)
+app = typer.Typer(help="Models: list, show, promote, compare, build.", no_args_is_help=True)
 app.command("compare")(compare)
+app.command("build")(build)
 
 _CHAMPION: Final = "champion"
 

@@ -1,0 +1,128 @@
+"""`mesh models build`: models that do not come with the mesh, made on this machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from visionmesh.cli.console import complain, fail
+from visionmesh.settings import ROOT
+
+# What builds a model, by the name that is asked for.
+BUILDS: Final[Mapping[str, str]] = {"resnet50-pca": "training.resnet50"}
+
+PYTHON_VARIABLE: Final = "MESH_TRAIN_PYTHON"
+
+_SOURCES: Final = (ROOT / "shared", ROOT / "services", ROOT / "models")
+_CLASSIFIERS: Final = ("fast", "balanced", "accurate")
+
+
+def build(
+    name: Annotated[str, typer.Argument(help=f"What to build: {', '.join(BUILDS)}.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Pictures to fit on: an .npz of JPEG files; else CIFAR-10 is downloaded."),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="imagenet (downloaded by Keras), a file saved by Keras, or none.")
+    ] = "imagenet",
+    into: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write to; that of the setting MESH_BUILT_MODELS_DIR if absent."),
+    ] = None,
+    fine_tune: Annotated[int, typer.Option(min=0, metavar="EPOCHS", help="Train the net itself.")] = 0,
+    side: Annotated[
+        int, typer.Option(min=32, help="Pixels of a picture; the work grows with its square.")
+    ] = 224,
+    descriptors: Annotated[int, typer.Option(min=1, help="How many numbers describe a picture.")] = 20,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use this many training pictures only.")] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Quantize, if that is faster and loses nothing.")
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the split of the pictures and of all that is fitted.")
+    ] = None,
+) -> None:
+    """Build a model, its classifiers included, in the environment of `make train`."""
+    from visionmesh.settings import get_settings
+
+    module = BUILDS.get(name)
+    if module is None:
+        fail(f"There is no model {name!r} to build; there are {', '.join(BUILDS)}.", 2)
+    usual = get_settings().built_models_dir
+    folder = (usual if into is None else into).resolve()
+    chosen = {
+        "--data": data,
+        "--into": folder,
+        "--weights": weights,
+        "--fine-tune": fine_tune,
+        "--side": side,
+        "--descriptors": descriptors,
+        "--limit": limit,
+        "--seed": seed,
+    }
+    arguments = [f"{option}={value}" for option, value in chosen.items() if value is not None]
+    _run(name, [str(_python()), "-m", module, *arguments, *(["--int8"] if int8 else [])])
+    sys.stdout.write(_how_to_use(name, None if folder == usual.resolve() else folder))
+
+
+def _python() -> Path:
+    """The interpreter that has TensorFlow. Ends the program when there is none."""
+    if not (ROOT / "models" / "training").is_dir():
+        fail(f"{ROOT} has no models/training; models are built from a copy of the repository.")
+    named = os.environ.get(PYTHON_VARIABLE)
+    python = Path(named) if named else ROOT / ".venv-train" / "bin" / "python"
+    # The stamp is what `make` leaves behind when everything is installed.
+    complete = python if named else ROOT / ".venv-train" / "installed"
+    if not complete.is_file():
+        fail(
+            f"There is no {complete}. Models are built in an environment of their own, with TensorFlow: "
+            f"`make .venv-train/installed` makes it, or {PYTHON_VARIABLE} names the Python of another."
+        )
+    return python
+
+
+def _run(name: str, command: list[str]) -> None:
+    """Runs it with its output passed on as it comes. Ends the program when it fails."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, _SOURCES)),
+        "PYTHONUNBUFFERED": "1",
+    }
+    complain(f"building {name}: {shlex.join(command)}")
+    try:
+        status = subprocess.run(command, env=environment, check=False).returncode
+    except OSError as error:
+        fail(f"{command[0]} can't be run: {error.strerror}")
+    if status < 0:
+        fail(f"{name} was not built: the training was ended by {signal.Signals(-status).name}.")
+    if status:
+        fail(f"{name} was not built.", status)
+
+
+def _how_to_use(name: str, folder: Path | None) -> str:
+    """folder: when it is not the one that services look into anyway."""
+    models = {classifier: f"classifier-{classifier}-{name}" for classifier in _CLASSIFIERS}
+    where = [] if folder is None else [f"MESH_BUILT_MODELS_DIR={shlex.quote(str(folder))}"]
+    command = [*where, f"MESH_EXTRACTOR_MODEL={name}", "mesh up"]
+    options = [f"--classifier {classifier}={model}" for classifier, model in models.items()]
+    settings = [
+        *where,
+        f"MESH_EXTRACTOR_MODEL={name} (feature-extractor)",
+        *(f"MESH_CLASSIFIER_MODEL={model} (classifier-{classifier})" for classifier, model in models.items()),
+    ]
+    return (
+        f"{name} is built. The mesh runs with it by\n\n  "
+        + " \\\n    ".join([" ".join(command), *options])
+        + "\n\nand services that are started otherwise by the settings\n\n  "
+        + "\n  ".join(settings)
+        + "\n"
+    )
