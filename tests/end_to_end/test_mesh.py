@@ -41,6 +41,8 @@ def assert_served_in_full(mesh: RunningMesh, image_id: str) -> None:
         assert one["label"] == "cat"
         assert 0 < one["confidence"] <= 1
         assert sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+    assert (found["consensus"]["label"], found["consensus"]["agreement"]) == ("cat", "unanimous")
+    assert found["consensus"]["complete"]
     results = mesh.http.get(f"/results/{image_id}").json()
     assert results["features"]["descriptor_count"] == len(results["features"]["descriptors"]) == 20
 

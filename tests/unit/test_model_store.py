@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from visionmesh.consensus import Fitted
 from visionmesh.model_store import ModelError, ModelStore
 from visionmesh.settings import ROOT
+from visionmesh.topics import CLASSIFIERS
 
 MODELS = ROOT / "models"
 
@@ -25,7 +27,7 @@ def test_every_model_of_the_table_loads_and_runs() -> None:
     assert {"extractor", "classifier-fast", "classifier-balanced", "classifier-accurate"} <= set(
         store.names()
     )
-    for name in store.names():
+    for name in (*store.names("extractor"), *store.names("classifier")):
         model = store.load(name)
         shape = (3, 32, 32, 3) if model.kind == "extractor" else (3, model.descriptor_count)
         values = np.zeros(shape, np.uint8 if model.kind == "extractor" else np.float32)
@@ -45,6 +47,18 @@ def test_the_deployed_models_belong_together() -> None:
         assert len(model.labels) == 10
 
 
+def test_the_consensus_was_fitted_to_the_classifiers_that_are_deployed() -> None:
+    store = ModelStore(MODELS)
+    assert len(store.names("consensus")) <= 1
+    for name in store.names("consensus"):
+        fitted = Fitted.from_table(store.describe(name))
+        deployed = {worker.removeprefix("classifier-"): store.describe(worker) for worker in CLASSIFIERS}
+        assert fitted.classifiers == {
+            classifier: f"classifier-{classifier}@{table['version']}"
+            for classifier, table in deployed.items()
+        }
+
+
 def test_the_table_says_where_each_model_comes_from() -> None:
     store = ModelStore(MODELS)
     for name in store.names():
@@ -52,6 +66,8 @@ def test_the_table_says_where_each_model_comes_from() -> None:
         assert table["licence"] == "Apache-2.0"
         assert table["training"].startswith("python -m training")
         assert table["metrics"]["top1"] >= 0.8
+        if table["kind"] == "consensus":
+            continue
         assert (MODELS / table["file"]).stat().st_size == table["bytes"] <= 5_000_000
 
 
