@@ -1,0 +1,1 @@
+"""The qr-decoder service: picture -> contents of its QR codes."""

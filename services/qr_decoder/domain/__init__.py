@@ -1,0 +1,52 @@
+"""Picture -> contents of its QR codes: the pure work.
+
+`read` is the whole of it; `decode` makes the picture of a file's bytes first. What is where:
+
+* `cascade`: levels, profiles, budget, the rule for stopping
+* `transforms`: the strategies, pictures made from pictures
+* `decoders`: zxing-cpp, zbar, OpenCV, and how the latter two are verified
+* `finders`, `grid`, `symbol`: the own sampler
+* `locator`: learned locators in ONNX
+* `codes`: what is told of a code, and structured append messages joined
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qr_decoder.domain.cascade import BUDGET, LEVELS, NUMBERS, PROFILES, UnknownLevel, levels_of, read
+from qr_decoder.domain.codes import Code, Result, Sequence
+from qr_decoder.domain.locator import Located, Locator, locators_in
+from visionmesh import images
+
+__all__ = [
+    "BUDGET",
+    "LEVELS",
+    "NUMBERS",
+    "PROFILES",
+    "Code",
+    "Located",
+    "Locator",
+    "Result",
+    "Sequence",
+    "UnknownLevel",
+    "decode",
+    "levels_of",
+    "locators_in",
+    "read",
+]
+
+
+def decode(
+    data: bytes,
+    *,
+    profile: str = "cascade",
+    budget_ms: float = BUDGET,
+    locators: Mapping[str, Locator] | None = None,
+) -> Result:
+    """Every code of a picture file. The budget begins when the picture is decoded.
+
+    Runs native decoders on someone else's bytes, so it is made to be sent to a child process.
+    Raises `Rejected` with a code of `visionmesh.images`, and `UnknownLevel`.
+    """
+    return read(images.decode(data), profile=profile, budget_ms=budget_ms, locators=locators)

@@ -3,12 +3,12 @@
 A level takes the picture and what is known of it, and yields readings attempt by attempt. `PROFILES` says which
 levels are tried, in which order; the table `LEVELS` gives each its number, which is stored with every code.
 
-**When it stops.** With nothing read, every level of the profile is tried. Once a code has been read, further
-levels are tried only while there is a sign of another: a place where zxing-cpp found a code that it could not
-correct, or three finder patterns outside of all codes read that fit together and have timing patterns between
-them; and then only levels that follow such signs (`grid`, `located`) or read the whole picture at its full size.
-A picture that shows more codes than it gives signs of is not searched further: that is the price for not
-spending the whole budget on every picture with one code.
+**When it stops.** With nothing read, every level of the profile is tried. Once a code has been read, a level is
+tried only for a sign of another code, outside of all codes read: `whole` for two finder patterns of one size or
+a place where a decoder saw a code that it could not correct, `grid` for three finder patterns that fit together
+and have timing patterns between them, `located` for such a place; the others are not. A picture that shows more
+codes than it gives signs of is not searched further: that is the price for not spending the whole budget on
+every picture with one code.
 
 The budget is looked at between attempts. An attempt is never broken off, so that a reading can come late by
 one attempt; whoever needs a hard limit runs this in a child process.
@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Final
 
 import cv2
@@ -41,9 +42,13 @@ BUDGET: Final = 2000.0
 # Triples that are followed; a picture of texture has hundreds.
 _TRIPLES: Final = 60
 
-# A triple costlier than this is no sign of a code; and how well its timing patterns must correlate to be one.
-_SIGN_COST: Final = 1.3
-_SIGN_TIMING: Final = 0.55
+# How many of the best triples are looked at for a sign of a further code. A triple costlier than this is no sign of a code; and how well its timing patterns must correlate to be one.
+_SIGNS: Final = 3
+_SIGN_COST: Final = 0.8
+_SIGN_TIMING: Final = 0.6
+
+# Two finder patterns that differ more in size are hardly of one code.
+_PAIR: Final = 1.5
 
 # `hybrid` asks the medium locator when the small one is no surer than this.
 UNSURE: Final = 0.7
@@ -84,6 +89,11 @@ class Scene:
         """The grey picture halved until it is at most 1280 pixels a side."""
         return halved(self.grey)
 
+    @property
+    def shrunk(self) -> bool:
+        """Whether the reduced picture is another than the grey one."""
+        return self.reduced.grey is not self.grey
+
     @cached_property
     def finders(self) -> list[Finder]:
         """The larger finder patterns of the reduced picture: a quick look."""
@@ -108,16 +118,17 @@ class Scene:
                 found.append(quad)
         return found
 
-    def has_signs(self) -> bool:
-        """Whether anything says that there are more codes than were read."""
-        if self.open_unread():
-            return True
-        for triple in self.open_triples(self.finders):
-            if triple.cost > _SIGN_COST:
-                return False
-            if grid.timing(self.reduced.grey, triple) > _SIGN_TIMING:
-                return True
-        return False
+    def has_pair(self) -> bool:
+        """Whether two finder patterns of about one size lie outside of all codes read."""
+        modules = sorted(finder.module for finder in self.finders if not self._covered(finder.centre))
+        return any(larger < _PAIR * smaller for smaller, larger in pairwise(modules))
+
+    def has_triple(self) -> bool:
+        """Whether three finder patterns outside of all codes read look like a code."""
+        return any(
+            triple.cost < _SIGN_COST and grid.timing(self.reduced.grey, triple) > _SIGN_TIMING
+            for triple in self.open_triples(self.finders)[:_SIGNS]
+        )
 
     def _covered(self, point: Quad) -> bool:
         whole = self.reduced.original(point[None])[0]
@@ -147,7 +158,7 @@ def _decoded(scene: Scene, base: Variant, variant: Variant, decoder: decoders.De
 
 def _reduced(scene: Scene) -> Iterator[Attempt | None]:
     """zxing-cpp on the reduced picture; nothing when the picture needs no reduction."""
-    if scene.reduced.grey is not scene.grey:
+    if scene.shrunk:
         yield from _decoded(scene, scene.reduced, next(raw(scene.reduced.grey)), decoders.zxing)
 
 
@@ -179,7 +190,7 @@ def _grid(scene: Scene) -> Iterator[Attempt | None]:
 
 def _grid_whole(scene: Scene) -> Iterator[Attempt | None]:
     """The own sampler on the picture at full size, tile by tile, for codes that are small in it."""
-    if scene.reduced.grey is scene.grey:
+    if not scene.shrunk:
         return
     height, width = scene.grey.shape
     for top in range(0, max(height - _TILE_OVERLAP, 1), _TILE - _TILE_OVERLAP):
@@ -262,8 +273,12 @@ LEVELS: Final[dict[str, Level]] = {
 }
 NUMBERS: Final[dict[str, int]] = {name: number for number, name in enumerate(LEVELS, 1)}
 
-# Levels that are worth their time once a code was read and a sign says that there are more.
-_FOLLOW: Final = frozenset(("whole", "grid", "located"))
+# The levels that are tried after a code was read, each while there is such a sign of another.
+_SIGNS_FOR: Final[dict[str, Callable[[Scene], bool]]] = {
+    "whole": lambda scene: scene.shrunk and (scene.has_pair() or bool(scene.open_unread())),
+    "grid": Scene.has_triple,
+    "located": lambda scene: bool(scene.open_unread()),
+}
 
 # Levels in whose pictures zxing-cpp's Micro QR codes are taken at their word.
 _UNALTERED: Final = frozenset(("reduced", "whole", "raw"))
@@ -321,7 +336,7 @@ def read(
     tried: list[str] = []
     truncated = False
     for name in levels_of(profile):
-        if gathered.codes and not (name in _FOLLOW and scene.has_signs()):
+        if gathered.codes and not _SIGNS_FOR.get(name, _never)(scene):
             continue
         tried.append(name)
         for attempt in LEVELS[name](scene):
@@ -342,6 +357,10 @@ def read(
         height=height,
         levels=tuple(tried),
     )
+
+
+def _never(_: Scene) -> bool:
+    return False
 
 
 class _Gathered:

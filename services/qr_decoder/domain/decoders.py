@@ -42,6 +42,9 @@ BINARIZERS: Final = {
     "global": zxingcpp.Binarizer.GlobalHistogram,
 }
 
+# Square pixels of a code of version 1 with one pixel a module; without a place zxing-cpp says (0, 0).
+_LEAST_AREA: Final = 21 * 21
+
 # Sides of the squares that a located code is rectified to.
 _RECTIFIED: Final = (320, 160, 560)
 
@@ -73,7 +76,7 @@ def zxing(grey: Grey, binarizer: str = "local") -> Seen:
             continue
         if barcode.valid:
             readings.append(_reading(barcode, _corners(barcode), "zxing", symbology))
-        elif symbology == "qr":
+        elif symbology == "qr" and cv2.contourArea(_corners(barcode)) >= _LEAST_AREA:
             unread.append(_corners(barcode))
     return Seen(tuple(readings), tuple(unread))
 
