@@ -81,6 +81,8 @@ def test_every_option_reaches_the_training_and_paths_stay_the_callers(calls: Pat
         "--seed": "7",
     }
     given = [word for pair in chosen.items() for word in pair]
+    for name in ("--data", "--weights"):
+        Path(chosen[name]).touch()
     result = build("resnet50-pca", *given, "--into", "else where", "--int8")
     assert result.exit_code == 0, result.output
     assert options(calls) == chosen | {"--into": str(tmp_path / "else where")}
@@ -137,6 +139,14 @@ def test_a_file_that_is_no_program_is_a_sentence(
     result = build("resnet50-pca")
     assert result.exit_code == 1
     assert "can't be run" in result.output
+
+
+@pytest.mark.parametrize("option", ["--data", "--weights"])
+def test_a_file_that_is_not_there_is_found_out_at_once(calls: Path, option: str) -> None:
+    result = build("resnet50-pca", option, "gone.npz")
+    assert result.exit_code == 2
+    assert "gone.npz" in result.output
+    assert not calls.exists()
 
 
 def test_an_unknown_model_names_those_there_are(calls: Path) -> None:

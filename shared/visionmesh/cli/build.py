@@ -29,7 +29,11 @@ def build(
     name: Annotated[str, typer.Argument(help=f"What to build: {', '.join(BUILDS)}.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="Pictures to fit on: an .npz of JPEG files; else CIFAR-10 is downloaded."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Pictures to fit on: an .npz of JPEG files; else CIFAR-10 is downloaded.",
+        ),
     ] = None,
     weights: Annotated[
         str, typer.Option(help="imagenet (downloaded by Keras), a file saved by Keras, or none.")
@@ -57,6 +61,9 @@ def build(
     module = BUILDS.get(name)
     if module is None:
         fail(f"There is no model {name!r} to build; there are {', '.join(BUILDS)}.", 2)
+    # Here as well as in the training, because TensorFlow takes seconds before it comes to that.
+    if weights not in ("imagenet", "none") and not Path(weights).is_file():
+        fail(f"There is no file {weights}; --weights takes imagenet, none or a file.", 2)
     usual = get_settings().built_models_dir
     folder = (usual if into is None else into).resolve()
     chosen = {
