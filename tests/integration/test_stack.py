@@ -215,8 +215,8 @@ def test_the_cache_makes_room_and_keeps_nothing(stack: Stack) -> None:
         value = bytes(1024 * 1024)
         for number in range(100):
             client.set(f"large-{number}", value)
-        assert client.get("large-99") == value
-        assert client.get("large-0") is None
+        # Which ones gave way is chance: it picks the oldest of a few that it looks at.
+        assert 0 < client.dbsize() < 100
     stack.cache.restart()
     with closing(
         valkey.Valkey.from_url(stack.endpoints.cache_url, socket_timeout=DEADLINE_SECONDS)
