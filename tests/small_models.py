@@ -26,10 +26,11 @@ def classifier(
     labels: Sequence[str] = LABELS,
     extractor: str = "extractor@1.0.0",
     version: str = "1.0.0",
+    batch: str | int = "N",
 ) -> tuple[dict[str, Any], bytes]:
     """Table and file of a classifier that finds `favourite` in every picture.
 
-    said_width: what the table says, where it is to be wrong.
+    said_width: what the table says, where it is to be wrong. batch: a number for a graph of so many rows.
     """
     bias = np.where(np.array(labels) == favourite, 3, 0).astype(np.float32)
     weights = {"w": np.zeros((width, len(labels)), np.float32), "b": bias}
@@ -41,10 +42,10 @@ def classifier(
     graph = helper.make_graph(
         nodes,
         "classifier",
-        [helper.make_tensor_value_info("descriptors", TensorProto.FLOAT, ["N", width])],
+        [helper.make_tensor_value_info("descriptors", TensorProto.FLOAT, [batch, width])],
         [
-            helper.make_tensor_value_info("label", TensorProto.INT64, ["N"]),
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", len(labels)]),
+            helper.make_tensor_value_info("label", TensorProto.INT64, [batch]),
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [batch, len(labels)]),
         ],
         [numpy_helper.from_array(values, name) for name, values in weights.items()],
     )

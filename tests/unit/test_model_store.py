@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import small_models
 from visionmesh.consensus import Fitted
-from visionmesh.model_store import ModelError, ModelStore
+from visionmesh.model_store import ModelError, ModelStore, load_model
 from visionmesh.settings import ROOT
 from visionmesh.topics import CLASSIFIERS
 
@@ -137,3 +140,94 @@ def test_bytes_that_are_no_model_are_refused(folder: Path) -> None:
     store = altered(folder, known, hashlib.sha256(b"no model").hexdigest())
     with pytest.raises(ModelError, match="can't load the model"):
         store.load("extractor")
+
+
+# Two folders -----------------------------------------------------------------------------------------------
+
+
+def test_models_that_were_built_here_are_read_beside_the_deployed(tmp_path: Path) -> None:
+    built = small_models.write_models(tmp_path, {"mine": small_models.classifier(favourite="frog")})
+    store = ModelStore(MODELS, built)
+    assert store.names()[-1] == "mine"
+    assert store.load("mine").address == "mine@1.0.0"
+    assert store.load("classifier-fast").name == "classifier-fast"
+
+
+def test_a_second_folder_need_not_be_there(tmp_path: Path) -> None:
+    assert ModelStore(MODELS, tmp_path / "none").names() == ModelStore(MODELS).names()
+    assert ModelStore(MODELS, tmp_path).names() == ModelStore(MODELS).names()
+
+
+def test_one_name_for_two_models_is_an_error(tmp_path: Path) -> None:
+    one = small_models.write_models(tmp_path / "one", {"mine": small_models.classifier(favourite="frog")})
+    same = small_models.write_models(tmp_path / "same", {"mine": small_models.classifier(favourite="frog")})
+    other = small_models.write_models(tmp_path / "other", {"mine": small_models.classifier(favourite="dog")})
+    assert ModelStore(one, same).names() == ("mine",)
+    with pytest.raises(ModelError, match="have a model 'mine', and not the same one"):
+        ModelStore(one, other)
+
+
+# What a model says of itself -------------------------------------------------------------------------------
+
+
+def test_variants_of_one_net_share_a_space() -> None:
+    def space(**options: str) -> str:
+        return load_model("x", *small_models.extractor(**options), source="the test").space  # type: ignore[arg-type]
+
+    assert space() == "x@1.0.0"
+    assert space(space="extractor@2.0.0") == "extractor@2.0.0"
+
+
+def test_a_registry_has_numbers_of_its_own() -> None:
+    model = load_model("x", *small_models.extractor(), source="the test", version="7")
+    assert model.address == "x@7"
+    # Classifiers know the space by the number it was trained under.
+    assert model.space == "x@1.0.0"
+
+
+def test_the_side_of_the_pictures_is_that_of_the_graph() -> None:
+    for side in (32, 224):
+        model = load_model("x", *small_models.extractor(side=side), source="the test")
+        assert model.input_shape == (None, side, side, 3)
+    assert load_model("x", *small_models.classifier(width=50), source="the test").input_shape == (None, 50)
+
+
+def test_a_consensus_is_a_table_without_a_file(tmp_path: Path) -> None:
+    folder = small_models.write_models(tmp_path, {"fast": small_models.classifier()})
+    with (folder / "models.toml").open("a") as table:
+        table.write('[consensus]\nkind = "consensus"\nversion = "1.0.0"\n')
+    store = ModelStore(folder)
+    assert store.names("consensus") == ("consensus",)
+    with pytest.raises(ModelError, match=r"'consensus'.*has no 'file'"):
+        store.load("consensus")
+
+
+@pytest.mark.parametrize("width", [10, 21, 50])
+def test_a_model_that_does_not_keep_what_its_table_says_is_refused(width: int) -> None:
+    table, model = small_models.classifier(said_width=width)
+    with pytest.raises(ModelError, match=rf"does not take \[1, {width}\]"):
+        load_model("x", table, model, source="the test")
+    table, model = small_models.extractor()
+    with pytest.raises(ModelError, match=r"gives \[\(1, 20\)\] for one row; by its table"):
+        load_model("x", table | {"descriptor_count": width}, model, source="the test")
+    table, model = small_models.classifier()
+    with pytest.raises(ModelError, match="9 labels"):
+        load_model("x", table | {"labels": table["labels"][:9]}, model, source="the test")
+
+
+def test_a_graph_for_one_picture_at_a_time_is_refused() -> None:
+    table, model = small_models.classifier(batch=1)
+    with pytest.raises(ModelError, match="has to be a batch of any size"):
+        load_model("x", table, model, source="the test")
+
+
+def test_tables_can_be_read_without_onnx_runtime() -> None:
+    """ingest-api reads them, and its image has none."""
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from pathlib import Path\n"
+        "from visionmesh.model_store import ModelStore\n"
+        f"print(ModelStore(Path({str(MODELS)!r})).describe('extractor')['kind'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.stdout == "extractor\n", ended.stderr
