@@ -74,6 +74,7 @@ def test_every_option_reaches_the_training_and_paths_stay_the_callers(calls: Pat
     chosen = {
         "--data": "pictures.npz",
         "--weights": "net.keras",
+        "--origin": "a net of mine",
         "--fine-tune": "2",
         "--side": "64",
         "--descriptors": "10",

@@ -38,6 +38,9 @@ def build(
     weights: Annotated[
         str, typer.Option(help="imagenet (downloaded by Keras), a file saved by Keras, or none.")
     ] = "imagenet",
+    origin: Annotated[
+        str | None, typer.Option(help="What the weights of a file are, for the table; else its name.")
+    ] = None,
     into: Annotated[
         Path | None,
         typer.Option(help="Folder to write to; that of the setting MESH_BUILT_MODELS_DIR if absent."),
@@ -51,9 +54,7 @@ def build(
     int8: Annotated[
         bool, typer.Option("--int8", help="Quantize, if that is faster and loses nothing.")
     ] = False,
-    seed: Annotated[
-        int | None, typer.Option(help="Of the split of the pictures and of all that is fitted.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the training and of all that is fitted.")] = None,
 ) -> None:
     """Build a model, its classifiers included, in the environment of `make train`."""
     from visionmesh.settings import get_settings
@@ -70,6 +71,7 @@ def build(
         "--data": data,
         "--into": folder,
         "--weights": weights,
+        "--origin": origin,
         "--fine-tune": fine_tune,
         "--side": side,
         "--descriptors": descriptors,
