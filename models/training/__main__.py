@@ -1,57 +1,86 @@
-"""`python -m training`: trains everything, measures it, and writes the models and models.toml."""
+"""`python -m training`: trains everything, measures it, and writes the models, models.toml and the report."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
-import time
 import tomllib
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from training import classifiers, data, export
+from training import classifiers, consensus, data, export, extractors, measure, report, tracking, widths
+from training.classifiers import Examples, Trial
+from visionmesh.consensus import pool
 
 # Any number would do; this one is the day in the first example of an object's path.
 SEED = 20241006
-EPOCHS = 22
-VERSION = "1.0.0"
+EPOCHS = 40
+VERSION = "2.0.0"
+SPACE = f"extractor@{VERSION}"
 
-# An int8 extractor is deployed when it is faster and loses no more than this share of the answers.
-TOLERATED_LOSS = 0.002
+# Further than the net's own training shifts pictures, so that it does not know them as well.
+SHIFT = 4
+PLAIN = "training pictures as they are"
+SHIFTED = "training pictures, shifted"
+
+# Kept by name whether or not they are among the three.
+NAMED = {"classifier-random-forest": "random-forest", "classifier-svm": "svm"}
 
 TABLES = """\
-# The models that are deployed, one table each; written by `make train`.
+# The models that are deployed, one table each; written by `make train`, which explains them in REPORT.md.
 # The extractor's top-1 is that of the softmax head it was trained with; a classifier's is that of the whole
-# way from picture to label, with the descriptors rounded to 4 digits as on the wire. Milliseconds are per
-# picture on one core of the machine that trained; compare them with one another only.
+# way from picture to label, with the descriptors rounded to 4 digits as on the wire. Milliseconds are on one
+# core of the machine that trained; compare them with one another only.
 """
 
 
 def main() -> None:
     arguments = _arguments()
-    dataset = data.load(arguments.data, seed=arguments.seed, limit=arguments.limit)
-    folder = arguments.models
-    table = {} if not arguments.keep_extractor else tomllib.loads((folder / "models.toml").read_text())
-    tables = {name: model for name, model in table.items() if model["kind"] == "extractor"}
+    dataset = data.load(arguments.data, limit=arguments.limit)
+    if arguments.only_figures:
+        _record_seed(dataset, arguments)
+        return
+    folder, reports = arguments.models, arguments.models / report.FOLDER
+    reports.mkdir(parents=True, exist_ok=True)
+    figures = report.read(reports / report.FIGURES)
+    tables = _kept_extractors(folder) if arguments.keep_extractor else {}
     common = {
         "version": VERSION,
         "descriptor_count": 20,
         "licence": "Apache-2.0",
-        "training": f"python -m training --epochs {arguments.epochs} --seed {arguments.seed}"
-        + (f" --limit {arguments.limit}" if arguments.limit else ""),
+        "training": _command(arguments),
         "seed": arguments.seed,
     }
     if not arguments.keep_extractor:
-        tables = train_extractors(dataset, arguments.epochs, folder, common)
-    extractor = onnx.load(folder / tables["extractor"]["file"])
-    tables |= train_classifiers(dataset, extractor, folder, common)
-    text = TABLES + "".join(_toml(name, model) for name, model in tables.items())
+        tables, figures["extractor"] = train_extractors(dataset, arguments, common)
+    deployed = onnx.load(folder / tables["extractor"]["file"])
+    found, figures["classifiers"] = train_classifiers(dataset, deployed, folder, common)
+    figures["decoding"] = extractors.decoding(arguments.seed)
+    figures["made"] = _made(dataset, arguments)
+    tables |= found
+    text = TABLES + "".join(_toml(name, table) for name, table in tables.items())
     (folder / "models.toml").write_text(text)
+    report.write(reports / report.FIGURES, figures)
+    measured = {role: tables[f"classifier-{role}"] for role in report.THREE} | {
+        "consensus": tables["consensus"]
+    }
+    _add_seed(dataset, arguments, {role: table["metrics"]["top1"] for role, table in measured.items()})
+    if not arguments.without_widths:
+        compared = widths.compare(dataset, widths.trunk_of(deployed), arguments.seed)
+        report.write(reports / report.WIDTHS, compared)
+    report.render(folder)
+    tracking.record(
+        tables,
+        folder,
+        parameters=figures["made"],
+        artifacts=[folder / report.REPORT, reports],
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -61,119 +90,248 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--limit", type=int, help="train on this many pictures only, for a quick try")
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--net", type=Path, help="a .keras file to take the net from instead of training it")
     parser.add_argument("--keep-extractor", action="store_true", help="train only the classifiers")
+    parser.add_argument("--without-widths", action="store_true", help="leave out the 10/20/50 experiment")
+    parser.add_argument(
+        "--only-figures",
+        action="store_true",
+        help="write no models: only add the top-1 of this seed to reports/seeds.json",
+    )
     return parser.parse_args()
 
 
-def train_extractors(
-    dataset: data.Dataset, epochs: int, folder: Path, common: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Trains the net, writes it as float32 and as int8; the one to deploy is named `extractor`."""
+def _command(arguments: argparse.Namespace) -> str:
+    command = f"python -m training --epochs {arguments.epochs} --seed {arguments.seed}"
+    return command + (f" --limit {arguments.limit}" if arguments.limit else "")
+
+
+def _made(dataset: data.Dataset, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the figures are of, for the report and for MLflow."""
+    return {
+        "command": _command(arguments),
+        "version": VERSION,
+        "seed": arguments.seed,
+        "epochs": arguments.epochs,
+        "train_pictures": len(dataset.train),
+        "validation_pictures": len(dataset.validation),
+        "test_pictures": len(dataset.test),
+        **{name: version(name) for name in ("onnxruntime", "scikit-learn", "keras", "numpy")},
+    }
+
+
+def _kept_extractors(folder: Path) -> dict[str, dict[str, Any]]:
+    tables = tomllib.loads((folder / "models.toml").read_text())
+    return {name: table for name, table in tables.items() if table["kind"] == "extractor"}
+
+
+def _net(dataset: data.Dataset, arguments: argparse.Namespace) -> Any:
     # TensorFlow takes seconds to import and only this needs it.
     from training import extractor
 
-    net = extractor.fit(dataset, epochs=epochs, seed=common["seed"])
-    weights, bias = net.get_layer("head").get_weights()
-    graphs = {"fp32": export.extractor(net)}
-    graphs["int8"] = export.quantized(graphs["fp32"], dataset.train)
+    if arguments.net is not None:
+        return extractor.keras.saving.load_model(arguments.net, compile=False)
+    return extractor.fit(dataset, epochs=arguments.epochs, seed=arguments.seed)
 
-    def top1(graph: onnx.ModelProto, pictures: data.Pictures) -> float:
-        (descriptors,) = export.run(graph, pictures.rgb)
-        return float(((descriptors @ weights + bias).argmax(axis=1) == pictures.labels).mean())
 
-    metrics = {}
-    for precision, graph in graphs.items():
-        metrics[precision] = {
-            "top1": round(top1(graph, dataset.test), 4),
-            "top1_validation": round(top1(graph, dataset.validation), 4),
-            **speed(graph, dataset.test.rgb),
-        }
-        print(f"extractor {precision}: {metrics[precision]}", flush=True)
-    deployed = "int8" if int8_pays(metrics) else "fp32"
+def train_extractors(
+    dataset: data.Dataset, arguments: argparse.Namespace, common: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Trains the net and writes it as float32 and as int8; the one to deploy is named `extractor`.
+
+    Returns the tables, and the figures of these two and of the same with one look only.
+    """
+    net = _net(dataset, arguments)
+    graphs = extractors.variants(net, dataset.train)
+    found = extractors.figures(graphs, net.get_layer("head").get_weights(), dataset)
+    deployed = "int8" if extractors.int8_pays(found) else "fp32"
     tables = {}
-    for precision in sorted(graphs, key=lambda precision: precision != deployed):
-        name = "extractor" if precision == deployed else f"extractor-{precision}"
-        tables[name] = common | {
+    for name, graph in extractors.written(graphs, deployed).items():
+        precision = deployed if name == "extractor" else {"int8": "fp32", "fp32": "int8"}[deployed]
+        metrics = {key: value for key, value in found[precision].items() if key != "bytes"}
+        tables[name] = {
+            **common,
             "kind": "extractor",
             "family": "convolutional net",
             "precision": precision,
+            "space": SPACE,
             "input": "pictures",
             "output": ["descriptors"],
             "origin": "trained from nothing on CIFAR-10 (Krizhevsky, 2009)",
-            **_written(folder / f"{name}.onnx", graphs[precision]),
-            "metrics": metrics[precision],
+            **_written(arguments.models / f"{name}.onnx", graph),
+            "metrics": metrics,
         }
-    return tables
-
-
-def int8_pays(metrics: dict[str, dict[str, float]]) -> bool:
-    """Whether int8 is faster than float32 one picture at a time and loses next to nothing.
-
-    Decided on the validation pictures, so that the figure of the test pictures stays one nobody chose by.
-    """
-    whole, small = metrics["fp32"], metrics["int8"]
-    return (
-        small["top1_validation"] >= whole["top1_validation"] - TOLERATED_LOSS
-        and small["ms_per_picture"] < whole["ms_per_picture"]
-    )
+    return tables, {"deployed": deployed, "variants": found}
 
 
 def train_classifiers(
-    dataset: data.Dataset, extractor: onnx.ModelProto, folder: Path, common: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Fits the three classifiers to the descriptors that the deployed extractor gives."""
-    train, validation, test = (
-        rounded(export.run(extractor, pictures.rgb)[0])
-        for pictures in (dataset.train, dataset.validation, dataset.test)
-    )
-    tables = {}
-    for name, family, fit in (
-        ("fast", "random forest", classifiers.random_forest),
-        ("balanced", "support vector machine", classifiers.support_vectors),
-        ("accurate", "multilayer perceptron", classifiers.perceptron),
-    ):
-        scores = fit(train, dataset.train.labels, common["seed"])
-        graph = classifiers.calibrated(scores, validation, dataset.validation.labels)
-        found, _ = export.run(graph, test)
-        top1 = float((found == dataset.test.labels).mean())
-        metrics = {"top1": round(top1, 4), **speed(graph, test)}
-        print(f"classifier-{name}, {family}: {metrics}", flush=True)
-        tables[f"classifier-{name}"] = common | {
-            "kind": "classifier",
-            "family": family,
-            "precision": "fp32",
-            "input": "descriptors",
-            "output": ["label", "probabilities"],
-            "labels": list(data.LABELS),
-            "extractor": f"extractor@{VERSION}",
-            "origin": "trained on the descriptors of CIFAR-10 (Krizhevsky, 2009)",
-            **_written(folder / f"classifier-{name}.onnx", graph),
-            "metrics": metrics,
-        }
-    return tables
+    dataset: data.Dataset, extractor: onnx.ModelProto, folder: Path, common: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Tries all candidates on the descriptors that the deployed extractor gives, writes the three chosen
+    ones and those kept by name, and fits the consensus. Returns the tables and the figures.
+    """
+    validation, test = (_examples(extractor, part) for part in (dataset.validation, dataset.test))
+    sources = {
+        PLAIN: _examples(extractor, dataset.train),
+        SHIFTED: _examples(extractor, _shifted(dataset.train, common["seed"])),
+    }
+    tried: dict[str, list[Trial]] = {}
+    for candidate in classifiers.CANDIDATES:
+        tried[candidate.name] = classifiers.trials(candidate, sources, validation, common["seed"])
+        trial = classifiers.best(tried[candidate.name])
+        print(f"{candidate.name}, fitted to {trial.source}, {trial.calibration}: {trial.quality}", flush=True)
+    best = {name: classifiers.best(trials) for name, trials in tried.items()}
+    chosen = classifiers.choose(list(best.values()))
+    measured = {name: _measured(trial, validation, test, folder) for name, trial in best.items()}
+    three = {f"classifier-{role}": trial for role, trial in chosen.items()}
+    tables: dict[str, dict[str, Any]] = {}
+    files: dict[str, dict[str, Any]] = {}
+    for name, trial in (three | {name: best[kept] for name, kept in NAMED.items()}).items():
+        candidate = trial.candidate.name
+        # A model that has two names is one file.
+        if candidate not in files:
+            files[candidate] = _written(folder / f"{name}.onnx", trial.graph)
+        tables[name] = _classifier_table(trial, files[candidate], measured[candidate], common)
+    agreed = _agreed(chosen, validation, test)
+    tables["consensus"] = _consensus_table(agreed, common)
+    print(f"chosen: { {name: trial.candidate.name for name, trial in chosen.items()} }", flush=True)
+    return tables, {
+        "chosen": {name: trial.candidate.name for name, trial in chosen.items()},
+        "candidates": [{"name": name, **figures} for name, figures in measured.items()],
+        "trials": [
+            {
+                "name": trial.candidate.name,
+                "source": trial.source,
+                "calibration": trial.calibration,
+                **trial.quality,
+            }
+            for trials in tried.values()
+            for trial in trials
+        ],
+        "consensus": agreed,
+    }
 
 
-def rounded(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The descriptors as they arrive: written with 4 significant digits."""
-    digits = [[float(f"{value:.4g}") for value in row] for row in descriptors.tolist()]
-    return np.array(digits, np.float32)
+def _examples(extractor: onnx.ModelProto, pictures: data.Pictures) -> Examples:
+    return Examples(measure.rounded(export.run(extractor, pictures.rgb)[0]), pictures.labels)
 
 
-def speed(graph: onnx.ModelProto, values: NDArray[Any]) -> dict[str, float]:
-    """Milliseconds per picture on one core, alone and 64 at a time; medians."""
-    ready = export.session(graph)
-    name = ready.get_inputs()[0].name
+def _shifted(pictures: data.Pictures, seed: int) -> data.Pictures:
+    moved = data.shifted(pictures.rgb, SHIFT, np.random.default_rng(seed))
+    return data.Pictures(moved, pictures.labels)
 
-    def median(batch: int, rounds: int) -> float:
-        seconds = []
-        for number in range(rounds):
-            chosen = np.arange(number, number + batch) % len(values)
-            start = time.perf_counter()
-            ready.run(None, {name: values[chosen]})
-            seconds.append((time.perf_counter() - start) / batch)
-        return float(f"{1000 * np.median(seconds[rounds // 10 :]):.3g}")
 
-    return {"ms_per_picture": median(1, 300), "ms_per_picture_of_64": median(64, 20)}
+def _measured(trial: Trial, validation: Examples, test: Examples, folder: Path) -> dict[str, Any]:
+    """Everything the report says of one candidate."""
+    _, probabilities = export.run(trial.graph, test.descriptors)
+    unnamed = folder / f".{trial.candidate.name}.onnx"
+    size = _written(unnamed, trial.graph)["bytes"]
+    memory = measure.memory_growth(unnamed)
+    unnamed.unlink()
+    return {
+        "family": trial.candidate.family,
+        "source": trial.source,
+        "calibration": trial.calibration,
+        "operations": trial.operations,
+        "bytes": size,
+        "memory_mib": memory,
+        "validation": trial.quality,
+        "test": measure.quality(probabilities, test.labels),
+        **measure.latency(trial.graph, test.descriptors),
+        **measure.speed(trial.graph, test.descriptors),
+        "coverage": measure.coverage((trial.probabilities, validation.labels), (probabilities, test.labels)),
+        "reliability": measure.reliability(probabilities, test.labels),
+    }
+
+
+def _classifier_table(
+    trial: Trial, file: Mapping[str, Any], measured: Mapping[str, Any], common: Mapping[str, Any]
+) -> dict[str, Any]:
+    quality = measured["test"]
+    return {
+        **common,
+        "kind": "classifier",
+        "family": trial.candidate.family,
+        "precision": "fp32",
+        "input": "descriptors",
+        "output": ["label", "probabilities"],
+        "labels": list(data.LABELS),
+        "extractor": SPACE,
+        "origin": "trained on the descriptors of CIFAR-10 (Krizhevsky, 2009)",
+        **file,
+        "metrics": {
+            "top1": quality["top1"],
+            "top1_validation": trial.quality["top1"],
+            "ece": quality["ece"],
+            "nll": quality["nll"],
+            "ms_per_picture": measured["ms_per_picture"],
+            "ms_per_picture_of_64": measured["ms_per_picture_of_64"],
+        },
+    }
+
+
+def _agreed(chosen: Mapping[str, Trial], validation: Examples, test: Examples) -> dict[str, Any]:
+    """The weights of the consensus of the three, and its figures."""
+    held_out = [trial.probabilities for trial in chosen.values()]
+    weights = consensus.fit(held_out, validation.labels)
+    agreed = pool(np.stack(held_out), weights)
+    answers = np.stack([export.run(trial.graph, test.descriptors)[1] for trial in chosen.values()])
+    pooled = pool(answers, weights)
+    found = {
+        "weights": dict(zip(chosen, weights.tolist(), strict=True)),
+        "validation": measure.quality(agreed, validation.labels),
+        "test": measure.quality(pooled, test.labels),
+        "coverage": measure.coverage((agreed, validation.labels), (pooled, test.labels)),
+        "reliability": measure.reliability(pooled, test.labels),
+    }
+    print(f"consensus {found['weights']}: {found['test']}", flush=True)
+    return found
+
+
+def _consensus_table(agreed: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **{key: common[key] for key in ("version", "licence", "training", "seed")},
+        "kind": "consensus",
+        "origin": "fitted to what the classifiers say of CIFAR-10's held-out pictures (Krizhevsky, 2009)",
+        "classifiers": {role: f"classifier-{role}@{VERSION}" for role in agreed["weights"]},
+        "weights": agreed["weights"],
+        "metrics": {key: agreed["test"][key] for key in ("top1", "ece")},
+    }
+
+
+def _record_seed(dataset: data.Dataset, arguments: argparse.Namespace) -> None:
+    """The top-1 of the three classifiers with another net: fitted like those that are deployed."""
+    folder = arguments.models / report.FOLDER
+    recipes = report.read(folder / report.FIGURES)["classifiers"]
+    graph = export.quantized(export.extractor(_net(dataset, arguments)), dataset.train)
+    validation, test = (_examples(graph, part) for part in (dataset.validation, dataset.test))
+    train = _examples(graph, _shifted(dataset.train, arguments.seed))
+    by_name = {candidate.name: candidate for candidate in classifiers.CANDIDATES}
+    trials = {
+        name: classifiers.best(
+            classifiers.trials(by_name[recipe], {SHIFTED: train}, validation, arguments.seed)
+        )
+        for name, recipe in recipes["chosen"].items()
+    }
+    top1 = {role: _top1(trial, test) for role, trial in trials.items()}
+    top1["consensus"] = _agreed(trials, validation, test)["test"]["top1"]
+    _add_seed(dataset, arguments, top1)
+
+
+def _top1(trial: Trial, test: Examples) -> float:
+    return measure.quality(export.run(trial.graph, test.descriptors)[1], test.labels)["top1"]
+
+
+def _add_seed(dataset: data.Dataset, arguments: argparse.Namespace, top1: Mapping[str, float]) -> None:
+    """Into the table of seeds."""
+    found = {
+        "seed": arguments.seed,
+        "epochs": arguments.epochs,
+        "train_pictures": len(dataset.train),
+        **top1,
+    }
+    print(found, flush=True)
+    report.record_seed(arguments.models / report.FOLDER / report.SEEDS, "ours", found)
 
 
 def _written(path: Path, graph: onnx.ModelProto) -> dict[str, Any]:
@@ -182,18 +340,17 @@ def _written(path: Path, graph: onnx.ModelProto) -> dict[str, Any]:
     return {"file": path.name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
-def _toml(name: str, model: dict[str, Any]) -> str:
+def _toml(name: str, table: Mapping[str, Any]) -> str:
     """One table. JSON's strings, numbers and lists are valid TOML as they stand."""
-    plain = {key: value for key, value in model.items() if key != "metrics"}
-    metrics = model["metrics"]
-    return "".join(
-        [
-            f"\n[{name}]\n",
-            *(f"{key} = {json.dumps(value)}\n" for key, value in plain.items()),
-            f"\n[{name}.metrics]\n",
-            *(f"{key} = {json.dumps(value)}\n" for key, value in metrics.items()),
+    inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    lines = [f"\n[{name}]\n"]
+    lines += [f"{key} = {json.dumps(value)}\n" for key, value in table.items() if key not in inner]
+    for key, values in inner.items():
+        lines += [
+            f"\n[{name}.{key}]\n",
+            *(f"{each} = {json.dumps(value)}\n" for each, value in values.items()),
         ]
-    )
+    return "".join(lines)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ million parameters. Trained for few epochs with one cycle of the learning rate (
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 
 from training import data
 from training.data import Pictures
+from training.report import FOLDER, SEEDS, record_seed
 
 SEED = 20241006
 EPOCHS = 24
@@ -32,7 +31,7 @@ WEIGHT_DECAY = 5e-4
 PADDING = 4
 BLOCKS = 3
 WIDTHS = (16, 32, 64)
-SEEDS = Path(__file__).parents[1] / "reports" / "seeds.json"
+REPORT = Path(__file__).parents[1] / FOLDER / SEEDS
 
 layers = keras.layers
 
@@ -42,7 +41,7 @@ def main() -> None:
     if arguments.threads:
         tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    dataset = data.load(arguments.data, seed=arguments.seed, limit=arguments.limit)
+    dataset = data.load(arguments.data, limit=arguments.limit)
     net = fit(dataset, epochs=arguments.epochs, seed=arguments.seed, checkpoint=arguments.checkpoint)
     found = {
         "seed": arguments.seed,
@@ -53,7 +52,7 @@ def main() -> None:
         "top1": round(top1(net, dataset.test), 4),
     }
     print(f"ResNet-20: {found}", flush=True)
-    record(arguments.report, "baseline", found)
+    record_seed(arguments.report, "baseline", found)
 
 
 def _arguments() -> argparse.Namespace:
@@ -66,7 +65,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", type=Path, help="a .keras file written after each epoch and resumed from when there"
     )
-    parser.add_argument("--report", type=Path, default=SEEDS, help="JSON file that the figures are added to")
+    parser.add_argument("--report", type=Path, default=REPORT, help="JSON file that the figures are added to")
     return parser.parse_args()
 
 
@@ -162,15 +161,8 @@ def fit(dataset: data.Dataset, *, epochs: int, seed: int, checkpoint: Path | Non
 
 def augmented(train: Pictures, random: np.random.Generator) -> Pictures:
     """All pictures in a new order, each shifted by up to 4 pixels and every other one mirrored."""
-    sides = [(0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)]
     order = random.permutation(len(train))
-    shown = np.empty_like(train.rgb)
-    padded = np.pad(train.rgb[order], sides, mode="reflect")
-    down, right = random.integers(0, 2 * PADDING + 1, (2, len(train)))
-    for top in range(2 * PADDING + 1):
-        for left in range(2 * PADDING + 1):
-            chosen = (down == top) & (right == left)
-            shown[chosen] = padded[chosen, top : top + 32, left : left + 32]
+    shown = data.shifted(train.rgb[order], PADDING, random)
     mirrored = random.random(len(train)) < 0.5
     shown[mirrored] = shown[mirrored, :, ::-1]
     return Pictures(shown, train.labels[order])
@@ -179,15 +171,6 @@ def augmented(train: Pictures, random: np.random.Generator) -> Pictures:
 def top1(net: keras.Model, pictures: Pictures) -> float:
     logits: NDArray[np.float32] = net.predict(pictures.rgb, batch_size=500, verbose=0)
     return float((logits.argmax(axis=1) == pictures.labels).mean())
-
-
-def record(path: Path, series: str, found: dict[str, Any]) -> None:
-    """Adds the figures of one seed to a series in the JSON file, in place of older ones of that seed."""
-    content: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {}
-    others: Sequence[dict[str, Any]] = content.get(series, [])
-    content[series] = [entry for entry in others if entry["seed"] != found["seed"]] + [found]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
