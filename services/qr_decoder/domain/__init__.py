@@ -8,14 +8,16 @@
 * `finders`, `grid`, `symbol`: the own sampler
 * `locator`: learned locators in ONNX
 * `codes`: what is told of a code, and structured append messages joined
+* `drawing`: the picture with its codes outlined
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qr_decoder.domain.cascade import BUDGET, LEVELS, NUMBERS, PROFILES, UnknownLevel, levels_of, read
+from qr_decoder.domain.cascade import BUDGET, LEVELS, NUMBERS, PROFILES, UnknownLevelError, levels_of, read
 from qr_decoder.domain.codes import Code, Result, Sequence
+from qr_decoder.domain.drawing import annotated
 from qr_decoder.domain.locator import Located, Locator, locators_in
 from visionmesh import images
 
@@ -29,7 +31,8 @@ __all__ = [
     "Locator",
     "Result",
     "Sequence",
-    "UnknownLevel",
+    "UnknownLevelError",
+    "annotated",
     "decode",
     "levels_of",
     "locators_in",
@@ -47,6 +50,6 @@ def decode(
     """Every code of a picture file. The budget begins when the picture is decoded.
 
     Runs native decoders on someone else's bytes, so it is made to be sent to a child process.
-    Raises `Rejected` with a code of `visionmesh.images`, and `UnknownLevel`.
+    Raises `Rejected` with a code of `visionmesh.images`, and `UnknownLevelError`.
     """
     return read(images.decode(data), profile=profile, budget_ms=budget_ms, locators=locators)

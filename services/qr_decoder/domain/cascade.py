@@ -1,14 +1,14 @@
 """The cascade: named levels, cheapest first, until nothing more is likely to be found.
 
-A level takes the picture and what is known of it, and yields readings attempt by attempt. `PROFILES` says which
-levels are tried, in which order; the table `LEVELS` gives each its number, which is stored with every code.
+A level takes the picture and what is known of it, and yields readings attempt by attempt. `PROFILES` says
+which levels are tried, in which order; `LEVELS` gives each its number, which is stored with every code.
 
-**When it stops.** With nothing read, every level of the profile is tried. Once a code has been read, a level is
-tried only for a sign of another code, outside of all codes read: `whole` for two finder patterns of one size or
-a place where a decoder saw a code that it could not correct, `grid` for three finder patterns that fit together
-and have timing patterns between them, `located` for such a place; the others are not. A picture that shows more
-codes than it gives signs of is not searched further: that is the price for not spending the whole budget on
-every picture with one code.
+**When it stops.** With nothing read, every level of the profile is tried. Once a code has been read, a level
+is tried only for a sign of another code, outside of all codes read: `whole` for two finder patterns of one
+size or a place where a decoder saw a code that it could not correct, `grid` for three finder patterns that
+fit together and have timing patterns between them, `located` for such a place; the others are not. A picture
+that shows more codes than it gives signs of is not searched further: that is the price for not spending the
+whole budget on every picture with one code.
 
 The budget is looked at between attempts. An attempt is never broken off, so that a reading can come late by
 one attempt; whoever needs a hard limit runs this in a child process.
@@ -42,10 +42,18 @@ BUDGET: Final = 2000.0
 # Triples that are followed; a picture of texture has hundreds.
 _TRIPLES: Final = 60
 
-# How many of the best triples are looked at for a sign of a further code. A triple costlier than this is no sign of a code; and how well its timing patterns must correlate to be one.
+# How many of the best triples are looked at for a sign of a further code; how much one may cost to be a
+# sign, and how well its timing patterns must correlate.
 _SIGNS: Final = 3
 _SIGN_COST: Final = 0.8
 _SIGN_TIMING: Final = 0.6
+
+# The whole picture in tiles, which overlap by more than a small code.
+_TILE: Final = 1280
+_TILE_OVERLAP: Final = 256
+
+# Places that are followed in a picture of which a code was read.
+_PLACES: Final = 2
 
 # Two finder patterns that differ more in size are hardly of one code.
 _PAIR: Final = 1.5
@@ -82,7 +90,7 @@ class Scene:
     def grey(self) -> Grey:
         if self.picture.ndim == 2:
             return self.picture
-        return cv2.cvtColor(self.picture, cv2.COLOR_RGB2GRAY)
+        return np.asarray(cv2.cvtColor(self.picture, cv2.COLOR_RGB2GRAY))
 
     @cached_property
     def reduced(self) -> Variant:
@@ -142,7 +150,9 @@ def _inside(quad: Quad, point: NDArray[np.float32]) -> bool:
     return cv2.pointPolygonTest(quad.reshape(-1, 1, 2), (float(point[0]), float(point[1])), False) >= 0
 
 
-def _decoded(scene: Scene, base: Variant, variant: Variant, decoder: decoders.Decoder) -> Iterator[Attempt | None]:
+def _decoded(
+    scene: Scene, base: Variant, variant: Variant, decoder: decoders.Decoder
+) -> Iterator[Attempt | None]:
     """A variant of `base` through a decoder; always yields, so that the budget is looked at."""
     seen = decoder(variant.grey)
 
@@ -184,7 +194,10 @@ def _histogram(scene: Scene) -> Iterator[Attempt | None]:
 def _grid(scene: Scene) -> Iterator[Attempt | None]:
     """The own sampler on finder patterns of the reduced picture."""
     for triple in scene.open_triples(scene.all_finders):
-        if all(not scene._covered(each.centre) for each in (triple.top_left, triple.top_right, triple.bottom_left)):
+        if all(
+            not scene._covered(each.centre)
+            for each in (triple.top_left, triple.top_right, triple.bottom_left)
+        ):
             yield _sampled(scene.reduced, triple)
 
 
@@ -205,10 +218,6 @@ def _grid_whole(scene: Scene) -> Iterator[Attempt | None]:
             yield None
 
 
-_TILE: Final = 1280
-_TILE_OVERLAP: Final = 256
-
-
 def _sampled(variant: Variant, triple: Triple) -> Attempt | None:
     reading = decoders.sampler(variant.grey, triple)
     if reading is None:
@@ -218,7 +227,8 @@ def _sampled(variant: Variant, triple: Triple) -> Attempt | None:
 
 def _located(scene: Scene) -> Iterator[Attempt | None]:
     """Places where a decoder saw a code without reading it: rectified, by zxing-cpp and the own sampler."""
-    for quad in scene.open_unread():
+    some = bool(scene.read)
+    for quad in scene.open_unread()[: _PLACES if some else None]:
         yield _crop(scene, quad)
 
 
@@ -283,7 +293,17 @@ _SIGNS_FOR: Final[dict[str, Callable[[Scene], bool]]] = {
 # Levels in whose pictures zxing-cpp's Micro QR codes are taken at their word.
 _UNALTERED: Final = frozenset(("reduced", "whole", "raw"))
 
-_LIGHT: Final = ("reduced", "whole", "grid", "located", "clahe", "histogram", "downscale", "sharpen", "grid-whole")
+_LIGHT: Final = (
+    "reduced",
+    "whole",
+    "grid",
+    "located",
+    "clahe",
+    "histogram",
+    "downscale",
+    "sharpen",
+    "grid-whole",
+)
 
 PROFILES: Final[dict[str, tuple[str, ...]]] = {
     "ultralight": ("raw+zbar", "equalize+zbar", "downscale+zbar"),
@@ -294,21 +314,21 @@ PROFILES: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-class UnknownLevel(ValueError):
+class UnknownLevelError(ValueError):
     """There is no such level or profile. Says which there are."""
 
 
 def levels_of(profile: str) -> tuple[str, ...]:
     """The levels of a profile, or of names with commas between them.
 
-    Raises `UnknownLevel`.
+    Raises `UnknownLevelError`.
     """
     if profile in PROFILES:
         return PROFILES[profile]
     names = tuple(name.strip() for name in profile.split(","))
     unknown = [name for name in names if name not in LEVELS]
     if unknown:
-        raise UnknownLevel(
+        raise UnknownLevelError(
             f"There is no profile or level {unknown[0]!r}; profiles are {', '.join(PROFILES)}, "
             f"levels are {', '.join(LEVELS)}."
         )
@@ -328,7 +348,7 @@ def read(
     profile: one of `PROFILES`, or level names with commas between them. budget_ms: after so long no further
     attempt begins, and the result says `truncated`. clock: seconds.
 
-    Raises `UnknownLevel`.
+    Raises `UnknownLevelError`.
     """
     began = clock()
     scene = Scene(picture, locators or {})

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 
 import cv2
 import numpy as np
@@ -31,11 +31,10 @@ _SYMBOLOGIES: Final[dict[zxingcpp.BarcodeFormat, Symbology]] = {
     zxingcpp.BarcodeFormat.MicroQRCode: "micro_qr",
     zxingcpp.BarcodeFormat.RMQRCode: "rmqr",
 }
-_FORMATS: Final = [
-    zxingcpp.BarcodeFormat.QRCode,
-    zxingcpp.BarcodeFormat.MicroQRCode,
-    zxingcpp.BarcodeFormat.RMQRCode,
-]
+_QR: Final = zxingcpp.BarcodeFormats([zxingcpp.BarcodeFormat.QRCode])
+_FORMATS: Final = zxingcpp.BarcodeFormats(
+    [zxingcpp.BarcodeFormat.QRCode, zxingcpp.BarcodeFormat.MicroQRCode, zxingcpp.BarcodeFormat.RMQRCode]
+)
 
 BINARIZERS: Final = {
     "local": zxingcpp.Binarizer.LocalAverage,
@@ -94,9 +93,14 @@ def _reading(barcode: zxingcpp.Barcode, corners: Quad, decoder: str, symbology: 
         corners=corners,
         decoder=decoder,
         symbology=symbology,
-        unused=float(barcode.extra.get("UEC", 0.0)),
+        unused=float(_extra(barcode).get("UEC", 0.0)),
         sequence=_sequence(barcode) if symbology == "qr" else None,
     )
+
+
+def _extra(barcode: zxingcpp.Barcode) -> dict[str, Any]:
+    """What zxing-cpp knows besides; UEC is the share of the error correction that was not used."""
+    return cast(dict[str, Any], barcode.extra)
 
 
 def _sequence(barcode: zxingcpp.Barcode) -> Sequence | None:
@@ -112,7 +116,7 @@ def from_symbol(found: grid.Sampled, decoder: str) -> Reading | None:
     picture = np.pad(np.where(dark, 0, 255).astype(np.uint8), 4, constant_values=255)
     picture = np.ascontiguousarray(np.repeat(np.repeat(picture, 2, axis=0), 2, axis=1))
     read = zxingcpp.read_barcodes(
-        picture, formats=_FORMATS[:1], is_pure=True, text_mode=zxingcpp.TextMode.Plain, try_invert=False
+        picture, formats=_QR, is_pure=True, text_mode=zxingcpp.TextMode.Plain, try_invert=False
     )
     if not read:
         return None
@@ -170,7 +174,7 @@ def opencv(grey: Grey) -> Seen:
 
 
 def zbar(grey: Grey) -> Seen:
-    """zbar by pyzbar, confirmed. Raises ImportError where libzbar is not installed."""
+    """Zbar by pyzbar, confirmed. Raises ImportError where libzbar is not installed."""
     from pyzbar import pyzbar
 
     try:
@@ -185,7 +189,9 @@ def zbar(grey: Grey) -> Seen:
             continue
         reading = located(grey, quad)
         if reading is not None and _same_text(reading.content, each.data):
-            readings.append(Reading(reading.content, reading.data, reading.corners, "zbar", "qr", reading.unused))
+            readings.append(
+                Reading(reading.content, reading.data, reading.corners, "zbar", "qr", reading.unused)
+            )
         else:
             unread.append(quad)
     return Seen(tuple(readings), tuple(unread))

@@ -1,9 +1,9 @@
 """Finder patterns, and which three of them make a code: where codes are, without a learned model.
 
 zxing-cpp looks for the 1:1:3:1:1 of a finder pattern along rows of one binarised picture. Here they are
-found as shapes: a dark square with a light ring around it, and something dark around that. It needs no quiet
-zone, bears a broken rim, holds under any rotation and much perspective, and gives the four corners of each pattern, so that three patterns
-fix the perspective of a code without its alignment patterns.
+found as shapes: a dark square with a light ring around it, and something dark around that. It needs no
+quiet zone, bears a broken rim, holds under any rotation and much perspective, and gives the four corners of
+each pattern, so that three patterns fix the perspective of a code without its alignment patterns.
 """
 
 from __future__ import annotations
@@ -188,7 +188,9 @@ def _like_a_finder(inner: NDArray[np.float32], outer: NDArray[np.float32]) -> ND
         return np.asarray(((ratio > 1.25) & (ratio < 2.7)).mean(axis=1))
 
 
-def _finder(centre: NDArray[np.float64], inner: NDArray[np.float32], outer: NDArray[np.float32]) -> Finder | None:
+def _finder(
+    centre: NDArray[np.float64], inner: NDArray[np.float32], outer: NDArray[np.float32]
+) -> Finder | None:
     # Where the ring around is broken, its place follows from the square inside.
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = outer / inner
@@ -216,7 +218,7 @@ def _four_corners(hull: NDArray[np.int32]) -> Points | None:
     for share in (0.04, 0.06, 0.08, 0.1, 0.12):
         polygon = cv2.approxPolyDP(hull, share * length, True)
         if len(polygon) == 4:
-            return polygon.reshape(4, 2).astype(np.float32)
+            return np.asarray(polygon.reshape(4, 2), np.float32)
         if len(polygon) < 4:
             break
     return np.asarray(cv2.boxPoints(cv2.minAreaRect(hull)), np.float32)

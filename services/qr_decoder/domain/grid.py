@@ -104,7 +104,9 @@ def read_quad(grey: Grey, corners: Points) -> Sampled | None:
     """
     side = float(np.sqrt(max(cv2.contourArea(corners.astype(np.float32)), 1.0)))
     factor = min(1.0, _QUAD_SIDE / side)
-    small = grey if factor == 1.0 else cv2.resize(grey, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    small = (
+        grey if factor == 1.0 else cv2.resize(grey, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    )
     moved = (corners + 0.5) * factor - 0.5
     scored = []
     for turn in range(4):
@@ -135,11 +137,15 @@ def _at_reading_size(grey: Grey, triple: Triple) -> tuple[Grey, float, Triple]:
 
     def moved(finder: Finder) -> Finder:
         return Finder(
-            (finder.centre + 0.5) * factor - 0.5, (finder.corners + 0.5) * factor - 0.5, finder.module * factor
+            (finder.centre + 0.5) * factor - 0.5,
+            (finder.corners + 0.5) * factor - 0.5,
+            finder.module * factor,
         )
 
-    return small, factor, Triple(
-        moved(triple.top_left), moved(triple.top_right), moved(triple.bottom_left), triple.cost
+    return (
+        small,
+        factor,
+        Triple(moved(triple.top_left), moved(triple.top_right), moved(triple.bottom_left), triple.cost),
     )
 
 
@@ -162,7 +168,9 @@ def frames(grey: Grey, triple: Triple) -> list[Frame]:
             guesses.add(_nearest_version(counted))
     tried = {version + step for version in guesses for step in (-1, 0, 1)}
     tried |= {
-        version for each in squares[1:] if (version := _version_beside(grey, each, each is squares[2])) is not None
+        version
+        for each in squares[1:]
+        if (version := _version_beside(grey, each, each is squares[2])) is not None
     }
     scored = []
     for version in tried:
@@ -185,15 +193,17 @@ def _version_beside(grey: Grey, square: Points, below: bool) -> int | None:
     x, y = bit % 3 - 3.5, bit // 3 + 0.5
     places = np.stack([y, x] if below else [x, y], 1)
     at = (places @ affine[:, :2].T + affine[:, 2]).astype(np.float32)
-    values = cv2.remap(grey, at[None, :, 0], at[None, :, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
+    values = cv2.remap(
+        grey, at[None, :, 0], at[None, :, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )[0]
     bits = values < (float(values.max()) + float(values.min())) / 2
-    wrong = (symbol.VERSION_WORDS != bits).sum(axis=1)
+    wrong = (bits != symbol.VERSION_WORDS).sum(axis=1)
     best = int(wrong.argmin())
     return best + 7 if wrong[best] <= 3 else None
 
 
 def timing(grey: Grey, triple: Triple) -> float:
-    """How well the picture has timing patterns between three finder patterns: 0 for not at all, 1 for clear."""
+    """How well timing patterns lie between three finder patterns: 0 for not at all, 1 for clear."""
     small, _, moved = _at_reading_size(grey, triple)
     return max((_timing_score(small, frame) for frame in frames(small, moved)), default=0.0)
 
@@ -213,9 +223,8 @@ def _ordered(corners: Points, x: Points, y: Points) -> Points:
     order = [int(np.argmin(u + v)), int(np.argmax(u - v)), int(np.argmax(u + v)), int(np.argmin(u - v))]
     if len(set(order)) < 4:
         half = np.sqrt(max(cv2.contourArea(corners), 1.0)) / 2
-        return (corners.mean(axis=0) + half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) @ axes.T).astype(
-            np.float32
-        )
+        square = half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) @ axes.T
+        return np.asarray(corners.mean(axis=0) + square, np.float32)
     return corners[order]
 
 
@@ -245,22 +254,28 @@ def _transitions(grey: Grey, begin: Points, end: Points) -> int:
 
 def _homography(squares: list[Points], size: int) -> NDArray[np.float64]:
     last = size - 7
-    modules = np.concatenate([_LIGHT, _LIGHT + (last, 0), _LIGHT + (0, last)]).astype(np.float32)
+    modules = np.concatenate([_LIGHT, _LIGHT + np.array((last, 0)), _LIGHT + np.array((0, last))]).astype(
+        np.float32
+    )
     found, _ = cv2.findHomography(modules, np.concatenate(squares))
     if found is None:
-        found = np.vstack([cv2.getAffineTransform(modules[[0, 5, 11]], np.concatenate(squares)[[0, 5, 11]]), [0, 0, 1]])
+        found = np.vstack(
+            [cv2.getAffineTransform(modules[[0, 5, 11]], np.concatenate(squares)[[0, 5, 11]]), [0, 0, 1]]
+        )
     return np.asarray(found, np.float64)
 
 
 def _timing_score(grey: Grey, frame: Frame) -> float:
-    """Correlation of the timing patterns with the picture, -1 to 1, as good as it gets within half a module."""
+    """Correlation of the timing patterns with the picture, -1 to 1, the best within half a module."""
     size = symbol.size_of(frame.version)
     along = np.arange(7, size - 7) + 0.5
     sign = np.where(np.arange(len(along)) % 2 == 0, 1.0, -1.0)
     lines = [np.stack([along, np.full(len(along), 6.5 + off)], 1) for off in _TIMING_OFFSETS]
     points = np.concatenate(lines + [line[:, ::-1] for line in lines])
     at = cv2.perspectiveTransform(points[None].astype(np.float64), frame.homography)[0].astype(np.float32)
-    values = cv2.remap(grey, at[None, :, 0], at[None, :, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    values = cv2.remap(
+        grey, at[None, :, 0], at[None, :, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     rows = values[0].astype(np.float32).reshape(2 * len(lines), -1)
     # Light falls unevenly along the pattern: each module is compared with those beside it.
     local = rows - cv2.blur(rows, (5, 1), borderType=cv2.BORDER_REFLECT)
@@ -299,7 +314,9 @@ class _Fit:
         self._size = symbol.size_of(frame.version)
         side = (self._size + 2 * _MARGIN) * _SCALE
         # Rectified pixel -> module -> picture pixel; pixel centres are at whole numbers.
-        place = np.array([[1 / _SCALE, 0, 0.5 / _SCALE - _MARGIN], [0, 1 / _SCALE, 0.5 / _SCALE - _MARGIN], [0, 0, 1]])
+        place = np.array(
+            [[1 / _SCALE, 0, 0.5 / _SCALE - _MARGIN], [0, 1 / _SCALE, 0.5 / _SCALE - _MARGIN], [0, 0, 1]]
+        )
         self._to_picture = frame.homography @ place
         flat = cv2.warpPerspective(
             grey,
@@ -330,6 +347,8 @@ class _Fit:
     def grids(self) -> Iterator[NDArray[np.float32]]:
         """Grids that may fit, the likeliest first; none when this is no code."""
         finders = self._finder_centres()
+        if finders is None:
+            return
         for grid in self._perspectives(finders):
             anchored = grid
             for reach in (2.5, 1.2):
@@ -340,17 +359,23 @@ class _Fit:
             yield anchored
             yield self._bent(anchored)
 
-    def _finder_centres(self) -> Points:
-        """Where the three finder patterns are in the rectified picture, in modules, float32 [3, 2]."""
+    def _finder_centres(self) -> Points | None:
+        """Where the three finder patterns are in the rectified picture, in modules, float32 [3, 2].
+
+        None when fewer than two of them look like one.
+        """
         last = self._size - 3.5
-        found = []
+        found, alike = [], 0
         for expected in ((3.5, 3.5), (last, 3.5), (3.5, last)):
             at = np.array(expected, np.float32)
             for reach in (2.5, 0.8):
                 seen = self._look(at, 7, reach)
                 if seen is not None:
                     at = at + np.array(seen[0], np.float32)
+            alike += seen is not None
             found.append(at)
+        if alike < 2:
+            return None
         return np.array(found, np.float32)
 
     def _perspectives(self, finders: Points) -> list[NDArray[np.float32]]:
@@ -368,7 +393,7 @@ class _Fit:
             moved = cv2.perspectiveTransform(flat, cv2.getPerspectiveTransform(ideal, target))
             return np.ascontiguousarray(moved[0].T.reshape(self._ideal.shape))
 
-        expected = (affine + (last, last)) / 2
+        expected = (affine + ideal[3]) / 2
         step = max(_FAR_REACH * self._size / _FAR_STEPS, 0.5)
         tried: dict[tuple[int, int], float] = {}
         for row in range(-_FAR_STEPS, _FAR_STEPS + 1):
@@ -421,7 +446,9 @@ class _Fit:
             np.array(weights, np.float32),
         )
 
-    def _look(self, centre: NDArray[np.float32], modules: int, reach: float) -> tuple[tuple[float, float], float] | None:
+    def _look(
+        self, centre: NDArray[np.float32], modules: int, reach: float
+    ) -> tuple[tuple[float, float], float] | None:
         """Where a pattern correlates best near a point, as an offset in modules."""
         template = _template(modules)
         half = modules * _SCALE // 2
@@ -492,7 +519,7 @@ class _Fit:
         ):
             found.append((x + moved[0, row, column], y + moved[1, row, column]))
         pixels = (np.array(found) + _MARGIN) * _SCALE - 0.5
-        return cv2.perspectiveTransform(pixels[None], self._to_picture)[0].astype(np.float32)
+        return np.asarray(cv2.perspectiveTransform(pixels[None], self._to_picture)[0], np.float32)
 
 
 _MOVES: Final = tuple((x, y) for x in (-1, 0, 1) for y in (-1, 0, 1) if x or y)
@@ -511,7 +538,7 @@ def _template(modules: int) -> NDArray[np.float32]:
 @lru_cache(maxsize=4)
 def _distance(around: int) -> NDArray[np.float32]:
     y, x = np.mgrid[-around : around + 1, -around : around + 1].astype(np.float32)
-    return np.hypot(x, y) / max(around, 1)
+    return np.asarray(np.hypot(x, y) / max(around, 1), np.float32)
 
 
 @lru_cache(maxsize=8)
@@ -544,15 +571,23 @@ def _smooth(
     if len(places) > 4:
         left = offsets - np.stack(terms, 1) @ solved
         reach = max(8.0, size / 5)
-        near = np.exp(
-            -((ideal[0][None] - places[:, 0, None, None]) ** 2 + (ideal[1][None] - places[:, 1, None, None]) ** 2)
-            / (2 * reach * reach)
-        ) * weights[:, None, None]
+        near = (
+            np.exp(
+                -(
+                    (ideal[0][None] - places[:, 0, None, None]) ** 2
+                    + (ideal[1][None] - places[:, 1, None, None]) ** 2
+                )
+                / (2 * reach * reach)
+            )
+            * weights[:, None, None]
+        )
         field = field + np.einsum("pij,pc->cij", near, left) / (near.sum(axis=0) + 0.2)
-    return field.astype(np.float32)
+    return np.asarray(field, np.float32)
 
 
-def _samplings(values: NDArray[np.float32], version: int) -> Iterator[tuple[symbol.Modules, NDArray[np.float32]]]:
+def _samplings(
+    values: NDArray[np.float32], version: int
+) -> Iterator[tuple[symbol.Modules, NDArray[np.float32]]]:
     """Modules (True is dark) and how sure each is, by one threshold after the other.
 
     The mask of a symbol makes light and dark about equal everywhere, so that the mean of a neighbourhood is

@@ -130,7 +130,9 @@ def load(name: str, path: Path) -> Locator:
     if len(inputs) == 1 and list(inputs[0].shape[1:]) == [3, _SIDE, _SIDE]:
         return YoloLocator(name, session)
     found = ", ".join(f"{each.name} {each.shape}" for each in inputs)
-    raise ValueError(f"{path.name} takes {found}; a locator takes picture [1, height, width] or [1, 3, 640, 640]")
+    raise ValueError(
+        f"{path.name} takes {found}; a locator takes picture [1, height, width] or [1, 3, 640, 640]"
+    )
 
 
 class QuadLocator:
@@ -197,7 +199,7 @@ class YoloLocator:
 
 
 def letterboxed(picture: Picture) -> tuple[NDArray[np.float32], float, tuple[int, int]]:
-    """The picture in a square of 640 pixels, float32 [1, 3, 640, 640]; its scale, and its left and top there."""
+    """The picture in a square of 640 pixels, float32 [1, 3, 640, 640]; its scale, left and top there."""
     height, width = picture.shape[:2]
     scale = min(_SIDE / height, _SIDE / width)
     new_width, new_height = max(round(width * scale), 1), max(round(height * scale), 1)
@@ -241,7 +243,10 @@ def _suppressed(boxes: NDArray[Any], scores: NDArray[Any]) -> list[int]:
 
 
 def _quad_of_mask(
-    coefficients: NDArray[np.float32], prototypes: NDArray[np.float32], box: NDArray[np.float32], fallback: Quad
+    coefficients: NDArray[np.float32],
+    prototypes: NDArray[np.float32],
+    box: NDArray[np.float32],
+    fallback: Quad,
 ) -> Quad:
     """The mask of a detection as a quadrilateral in the 640 pixels; its box when it has no shape."""
     _, height, width = prototypes.shape
@@ -262,5 +267,5 @@ def _quad_of_mask(
     for share in np.linspace(0.02, 0.15, 14):
         polygon = cv2.approxPolyDP(hull, share * length, True)
         if len(polygon) == 4:
-            return polygon.reshape(4, 2).astype(np.float32)
+            return np.asarray(polygon.reshape(4, 2), np.float32)
     return np.asarray(cv2.boxPoints(cv2.minAreaRect(hull)), np.float32)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Final
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 Modules = NDArray[np.bool_]
 
-# Redundancy that is never spent on erasures: random modules pass by chance with probability 256 ** -4 a block.
+# Redundancy that is never spent on erasures: random modules pass by chance once in 256 ** 4 blocks.
 SPARE: Final = 4
 
 # Correction levels by their two bits in the format information (table 12).
@@ -92,7 +92,7 @@ def version_of(size: int) -> int | None:
     return version if rest == 0 and 1 <= version <= 40 else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def alignment_centres(version: int) -> tuple[int, ...]:
     """Rows (and columns) of the centres of alignment patterns, annex E."""
     if version == 1:
@@ -103,7 +103,7 @@ def alignment_centres(version: int) -> tuple[int, ...]:
     return (6, *(last - step * n for n in range(count - 2, -1, -1)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def alignment_patterns(version: int) -> tuple[tuple[int, int], ...]:
     """Row and column of the centre of each alignment pattern; none lies on a finder pattern."""
     at = alignment_centres(version)
@@ -194,11 +194,21 @@ def _version_word(version: int) -> int:
 
 # Of versions 7 to 40, bool [34, 18], the lowest bit first: the order of the modules beside the top right
 # finder pattern, row by row, and beside the bottom left one, column by column.
-VERSION_WORDS: Final = np.array([[_version_word(v) >> bit & 1 for bit in range(18)] for v in range(7, 41)], bool)
+VERSION_WORDS: Final = np.array(
+    [[_version_word(v) >> bit & 1 for bit in range(18)] for v in range(7, 41)], bool
+)
 
-_FORMAT_WORDS: Final = np.array([[_format_word(data) >> bit & 1 for bit in range(15)] for data in range(32)], bool)
+_FORMAT_WORDS: Final = np.array(
+    [[_format_word(data) >> bit & 1 for bit in range(15)] for data in range(32)], bool
+)
 # Row and column of bits 0 to 14 of the copy around the top left finder pattern.
-_FORMAT_FIRST: Final = (*((n, 8) for n in range(6)), (7, 8), (8, 8), (8, 7), *((8, 14 - n) for n in range(9, 15)))
+_FORMAT_FIRST: Final = (
+    *((n, 8) for n in range(6)),
+    (7, 8),
+    (8, 8),
+    (8, 7),
+    *((8, 14 - n) for n in range(9, 15)),
+)
 
 
 def read_format(modules: Modules) -> tuple[Format, ...]:
@@ -208,7 +218,7 @@ def read_format(modules: Modules) -> tuple[Format, ...]:
     second = np.array([modules[8, size - 1 - n] if n < 8 else modules[size - 15 + n, 8] for n in range(15)])
     found: dict[int, int] = {}
     for copy in (first, second):
-        distances = (_FORMAT_WORDS != copy).sum(axis=1)
+        distances = (copy != _FORMAT_WORDS).sum(axis=1)
         best = int(distances.argmin())
         if distances[best] <= 3:
             found[best] = min(found.get(best, 99), int(distances[best]))

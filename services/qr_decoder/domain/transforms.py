@@ -39,7 +39,9 @@ class Variant:
 
     def original(self, corners: Quad) -> Quad:
         """Points of this picture in the other one, float32 [N, 2]."""
-        return cv2.perspectiveTransform(corners[None].astype(np.float64), self.back)[0].astype(np.float32)
+        return np.asarray(
+            cv2.perspectiveTransform(corners[None].astype(np.float64), self.back)[0], np.float32
+        )
 
 
 def _same(name: str, grey: Grey) -> Variant:
@@ -124,7 +126,9 @@ def rotation(grey: Grey) -> Iterator[Variant]:
     """Turned clockwise by 45, 90, 180 and 270 degrees."""
     height, width = grey.shape
     for angle in _ANGLES:
-        turn = np.vstack([cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -angle, 1.0), [0, 0, 1]])
+        turn = np.vstack(
+            [cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -angle, 1.0), [0, 0, 1]]
+        )
         cosine, sine = abs(turn[0, 0]), abs(turn[0, 1])
         new_width = round(height * sine + width * cosine)
         new_height = round(height * cosine + width * sine)
@@ -156,7 +160,9 @@ STRATEGIES: Final[dict[str, Strategy]] = {
 def rectified(grey: Grey, corners: Quad, side: int, margin: float = 0.12) -> Variant:
     """A quadrilateral as a square of `side` pixels, with a margin around it as a share of its side."""
     frame = side * margin / (1 + 2 * margin)
-    square = np.array([[frame, frame], [side - frame, frame], [side - frame, side - frame], [frame, side - frame]])
+    square = np.array(
+        [[frame, frame], [side - frame, frame], [side - frame, side - frame], [frame, side - frame]]
+    )
     onto = cv2.getPerspectiveTransform(corners.astype(np.float32), (square - 0.5).astype(np.float32))
     flat = cv2.warpPerspective(
         grey, onto, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
