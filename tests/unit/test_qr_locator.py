@@ -1,0 +1,118 @@
+"""Learned locators: both YOLO layouts, masks, suppression, tiles, and the interface of our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qr_decoder.domain import locator
+from qr_decoder.domain.locator import LazyLocator, QuadLocator, YoloLocator
+
+
+class Model:
+    """A session that answers with what it was given."""
+
+    def __init__(self, *outputs: Any) -> None:
+        self.outputs = list(outputs)
+        self.inputs: list[dict[str, Any]] = []
+
+    def run(self, outputs: Any, inputs: dict[str, Any]) -> list[Any]:
+        self.inputs.append(inputs)
+        return self.outputs
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="images", shape=[1, 3, 640, 640])]
+
+    def get_outputs(self) -> list[Any]:
+        return []
+
+
+PICTURE = np.zeros((480, 960, 3), np.uint8)
+
+
+def yolov5(*rows: tuple[float, ...]) -> np.ndarray[Any, Any]:
+    output = np.zeros((1, 25200, 85), np.float32)
+    for n, row in enumerate(rows):
+        output[0, n, : len(row)] = row
+    return output
+
+
+def test_the_letterbox_keeps_the_shape_and_pads_with_114() -> None:
+    tensor, scale, (left, top) = locator.letterboxed(np.full((480, 960, 3), 255, np.uint8))
+    assert tensor.shape == (1, 3, 640, 640)
+    assert (left, top) == (0, 160)
+    assert scale == pytest.approx(640 / 960)
+    assert tensor[0, :, 320, 320] == pytest.approx(1.0)
+    assert tensor[0, :, 10, 320] == pytest.approx(114 / 255)
+
+
+def test_boxes_of_yolov5_come_back_in_the_pixels_of_the_picture() -> None:
+    model = Model(
+        yolov5((320, 320, 64, 64, 0.9, 0.95), (322, 320, 64, 64, 0.8, 0.95), (100, 200, 40, 40, 0.5, 0.9))
+    )
+    (found,) = YoloLocator("n", model).locate(PICTURE)
+    assert found.confidence == pytest.approx(0.855)
+    expected = np.array([[432, 192], [528, 192], [528, 288], [432, 288]])
+    assert np.abs(found.corners - expected).max() < 0.01
+
+
+def test_masks_of_yolov8_become_quadrilaterals() -> None:
+    rows = np.zeros((1, 37, 8400), np.float32)
+    rows[0, :6, 7] = (320, 320, 240, 240, 0.8, 1.0)
+    prototypes = np.full((1, 32, 160, 160), 0.0, np.float32)
+    y, x = np.mgrid[:160, :160]
+    # A square that stands on its corner.
+    prototypes[0, 0] = np.where(abs(x - 79.5) + abs(y - 79.5) < 25, 9.0, -9.0)
+    (found,) = YoloLocator("n", Model(rows, prototypes)).locate(PICTURE)
+    middle = np.array((480, 240))
+    away = np.abs(found.corners - middle).sum(axis=1)
+    assert found.confidence == pytest.approx(0.8)
+    assert np.abs(away - 25 * 4 * 1.5).max() < 10
+    assert np.abs(found.corners - middle).min(axis=1).max() < 10
+
+
+def test_a_large_picture_is_looked_at_in_tiles_when_the_whole_shows_nothing() -> None:
+    class Tiled(Model):
+        def run(self, outputs: Any, inputs: dict[str, Any]) -> list[Any]:
+            super().run(outputs, inputs)
+            return [yolov5((320, 320, 64, 64, 0.9, 1.0)) if len(self.inputs) == 4 else yolov5()]
+
+    model = Tiled()
+    (found,) = YoloLocator("n", model).locate(np.zeros((2160, 3840, 3), np.uint8))
+    assert len(model.inputs) == 1 + 2 * 4
+    # The third tile of the first row: from 1920 on, 1280 pixels a side.
+    assert found.corners.mean(axis=0) == pytest.approx((1920 + 640, 640), abs=1)
+
+
+def test_a_model_of_our_own_gives_quads() -> None:
+    quads = np.array([[[10, 20], [50, 20], [50, 60], [10, 60]], [[0, 0], [9, 0], [9, 9], [0, 9]]], np.float32)
+    model = Model(quads, np.array([0.9, 0.3], np.float32))
+    (found,) = QuadLocator("n", model).locate(np.zeros((1080, 1920, 3), np.uint8))
+    assert found.confidence == pytest.approx(0.9)
+    assert found.corners[0] == pytest.approx((20.5, 40.5))
+    (given,) = model.inputs
+    assert given["picture"].dtype == np.uint8
+    assert given["picture"].shape == (1, 544, 960)
+
+
+def test_a_locator_is_loaded_once_when_it_is_first_asked() -> None:
+    loaded = []
+
+    def load() -> YoloLocator:
+        loaded.append(1)
+        return YoloLocator("n", Model(yolov5()))
+
+    lazy = LazyLocator("n", load)
+    assert not loaded
+    assert lazy.locate(PICTURE) == lazy.locate(PICTURE) == []
+    assert loaded == [1]
+
+
+def test_only_locators_whose_files_are_there_are_offered(tmp_path: Path) -> None:
+    assert locator.locators_in(tmp_path) == {}
+    (tmp_path / "qreader_small.onnx").touch()
+    assert list(locator.locators_in(tmp_path)) == ["s"]
