@@ -6,6 +6,11 @@ The build proper needs the environment of requirements/train.txt.
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
+import os
+import subprocess
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,11 +18,21 @@ import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
+from visionmesh.model_store import ModelStore
 from visionmesh.settings import ROOT
 
 SIDE = 32
 EPSILON = 1.001e-5
+
+TRAIN_PYTHON = Path(os.environ.get("MESH_TRAIN_PYTHON", ROOT / ".venv-train" / "bin" / "python"))
+
+ANOTHER = """
+[another]
+kind = "extractor"
+metrics = {top1 = 0.5}
+"""
 
 
 @pytest.fixture
@@ -128,3 +143,58 @@ def test_the_reduction_is_the_last_node_of_the_same_graph(graph: ModuleType) -> 
     assert (name, found.shape) == ("descriptors", (4, 5))
     expected = net.features(rgb) @ reduction.weights + reduction.bias
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-2)
+
+
+def npz(folder: Path, **counts: int) -> Path:
+    """Pictures whose brightness tells their label, as `training.data` reads them."""
+    random = np.random.default_rng(5)
+    arrays = {}
+    for split, count in counts.items():
+        labels = np.arange(count) % 10
+        files = []
+        for label in labels:
+            out = io.BytesIO()
+            rgb = label * 25 + random.integers(0, 20, (SIDE, SIDE, 3))
+            Image.fromarray(rgb.astype(np.uint8)).save(out, "JPEG", quality=95)
+            files.append(out.getvalue())
+        arrays[f"{split}_jpg"] = np.frombuffer(b"".join(files), np.uint8)
+        arrays[f"{split}_offsets"] = np.cumsum([0, *map(len, files)]).astype(np.uint32)
+        arrays[f"{split}_labels"] = labels.astype(np.uint8)
+    path = folder / "pictures.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not TRAIN_PYTHON.exists(), reason=f"no {TRAIN_PYTHON}; `make train` makes it")
+def test_a_small_build_gives_models_that_load_and_fit_together(tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text(ANOTHER)
+    options = ["--weights", "none", "--fine-tune", "1", "--side", str(SIDE), "--descriptors", "6"]
+    files = ["--data", str(npz(tmp_path, train=100, test=20)), "--into", str(tmp_path)]
+    sources = os.pathsep.join(str(ROOT / name) for name in ("shared", "services", "models"))
+    done = subprocess.run(
+        [TRAIN_PYTHON, "-m", "training.resnet50", *options, *files],
+        env={**os.environ, "PYTHONPATH": sources},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    store = ModelStore(ROOT / "models", tmp_path)
+    extractor = store.load("resnet50-pca")
+    assert extractor.input_shape == (None, SIDE, SIDE, 3)
+    assert store.describe("resnet50-pca")["sha256"].startswith(extractor.version.partition("+")[2])
+    (descriptors,) = extractor.run(np.zeros((3, SIDE, SIDE, 3), np.uint8))
+    assert descriptors.shape == (3, 6)
+    for name in ("fast", "balanced", "accurate"):
+        classifier = store.load(f"classifier-{name}-resnet50-pca")
+        assert classifier.extractor == extractor.space
+        assert classifier.run(descriptors)[1].shape == (3, 10)
+    assert store.describe("another")["metrics"] == {"top1": 0.5}
+    comparison = json.loads((tmp_path / "resnet50-pca.json").read_text())
+    ways = {"pca", "highest_variance", "highest_f_score", "largest_per_picture", "all"}
+    assert {name: set(found) for name, found in comparison["top1"].items()} == {
+        "logistic_regression": ways,
+        "perceptron": ways,
+    }
+    assert (comparison["features"], comparison["descriptors"]) == (2048, 6)
