@@ -9,11 +9,14 @@ Beside the statements here, SQL lives only in `deploy/postgres/migrations`.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar, cast
+
+from psycopg.types.json import Jsonb
 
 from visionmesh.columns import IntegerColumn, RealColumn, TextColumn, integers, reals, texts
 from visionmesh.database import Connection, Database
@@ -71,6 +74,46 @@ class ShadowPredictionRow(PredictionRow):
 
 
 @dataclass(frozen=True, slots=True)
+class QrCode:
+    """One code of a picture.
+
+    content: the text; of a binary payload ISO 8859-1, while `data` holds the bytes of the symbol.
+    corners: four of x and y, in pixels of the upright picture, clockwise from the code's own top left.
+    symbology: `qr`, `micro_qr` or `rmqr`. level_used: the number of the level of `level`.
+    rotation_angle: degrees clockwise by which the picture was turned to read it, None when it was not.
+    confidence: 0.5 to 1. processing_time_ms: from the beginning of the picture until the code was read.
+    parts: symbols that a structured append message was joined from, else 1.
+    sequence: position (from 0), total and parity of a symbol whose message is incomplete.
+    """
+
+    content: str
+    data: bytes
+    corners: tuple[tuple[float, float], ...]
+    decoder: str
+    symbology: str
+    level_used: int
+    level: str
+    preprocessing_applied: bool
+    preprocessing: str
+    rotation_angle: int | None
+    confidence: float
+    processing_time_ms: float
+    parts: int = 1
+    sequence: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QrCodesRow:
+    """All codes of one picture, in the order of reading: one row each in table `qr_codes`.
+
+    It takes the place of whatever codes of the picture were stored, also when it has none.
+    """
+
+    image_id: str
+    codes: tuple[QrCode, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class OutcomeRow:
     """Table `task_outcomes`, one per image and worker: what became of a piece of work.
 
@@ -83,7 +126,7 @@ class OutcomeRow:
     error: str | None = None
 
 
-Row = FeaturesRow | PredictionRow | ShadowFeaturesRow | ShadowPredictionRow | OutcomeRow
+Row = FeaturesRow | PredictionRow | ShadowFeaturesRow | ShadowPredictionRow | QrCodesRow | OutcomeRow
 
 
 class ResultStore(Protocol):
@@ -170,13 +213,14 @@ class AddedImage:
 class ImageResults:
     """All that is known of an image. `image` is None when it never went through upload.
 
-    predictions: ordered by classifier. outcomes: ordered by worker.
+    predictions: ordered by classifier. outcomes: ordered by worker. codes: in the order of reading.
     """
 
     image: ImageRow | None
     features: StoredFeatures | None
     predictions: tuple[StoredPrediction, ...]
     outcomes: tuple[StoredOutcome, ...]
+    codes: tuple[QrCode, ...] = ()
 
 
 class OutboxClaim(Protocol):
@@ -395,6 +439,41 @@ _SAVE_SHADOW_PREDICTIONS: Final = _save_predictions_into(
     "shadow_predictions", "image_id, classifier, model, model_version"
 )
 
+# Two writers of one picture, of which each sees only what was committed when it began, would leave a mixture
+# of their codes. So they take turns; and they ask in the order of the locks, so that they never deadlock.
+_LOCK_QR_CODES: Final = """
+    SELECT pg_advisory_xact_lock(key) FROM (
+        SELECT DISTINCT hashtextextended('qr_codes:' || image_id, 0) AS key
+        FROM unnest(%(image_ids)s) AS image_id ORDER BY key
+    ) AS keys
+"""
+
+_SURPLUS_QR_CODES: Final = """
+    DELETE FROM qr_codes USING unnest(%(image_ids)s, %(counts)s) AS row (image_id, count)
+    WHERE qr_codes.image_id = row.image_id AND qr_codes.number > row.count
+"""
+
+_QR_CODE_COLUMNS: Final = (
+    "content, data, corners, decoder, symbology, level_used, level, preprocessing_applied, preprocessing, "
+    "rotation_angle, confidence, processing_time_ms, parts, sequence"
+)
+
+# As JSON: codes are few, and so are those who would read a row with fifteen columns as arrays of each.
+_SAVE_QR_CODES: Final = f"""
+    INSERT INTO qr_codes (image_id, number, {_QR_CODE_COLUMNS})
+    SELECT
+        image_id, number, content, decode(data, 'base64'), corners, decoder, symbology, level_used, level,
+        preprocessing_applied, preprocessing, rotation_angle, confidence, processing_time_ms, parts, sequence
+    FROM jsonb_to_recordset(%(codes)s) AS row (
+        image_id text, number integer, content text, data text, corners double precision[], decoder text,
+        symbology text, level_used integer, level text, preprocessing_applied boolean, preprocessing text,
+        rotation_angle integer, confidence double precision, processing_time_ms double precision,
+        parts integer, sequence integer[]
+    )
+    ON CONFLICT (image_id, number) DO UPDATE SET
+        ({_QR_CODE_COLUMNS}) = ROW ({", ".join(f"excluded.{name}" for name in _QR_CODE_COLUMNS.split(", "))})
+"""
+
 # An outcome that is written again keeps the time at which it first came about.
 _SAVE_OUTCOMES: Final = """
     INSERT INTO task_outcomes AS stored (image_id, worker, state, attempt, error, started_at, finished_at)
@@ -438,6 +517,7 @@ class PostgresResultStore:
         predictions = [row for row in rows if type(row) is PredictionRow]
         shadow_features = [row for row in rows if isinstance(row, ShadowFeaturesRow)]
         shadow_predictions = [row for row in rows if isinstance(row, ShadowPredictionRow)]
+        qr_codes = [row for row in rows if isinstance(row, QrCodesRow)]
         outcomes = [row for row in rows if isinstance(row, OutcomeRow)]
         # The pipeline saves waiting for the answer to each statement before sending the next.
         with self._database.transaction() as connection, connection.pipeline():
@@ -453,6 +533,10 @@ class PostgresResultStore:
                     _SAVE_SHADOW_PREDICTIONS,
                     _predictions_parameters(shadow_predictions, _shadow_prediction_key),
                 )
+            if qr_codes:
+                parameters = _qr_codes_parameters(qr_codes)
+                for statement in (_LOCK_QR_CODES, _SURPLUS_QR_CODES, _SAVE_QR_CODES):
+                    connection.execute(statement, parameters)
             if outcomes:
                 connection.execute(_SAVE_OUTCOMES, _outcomes_parameters(outcomes))
 
@@ -516,6 +600,26 @@ def _predictions_parameters(
     }
 
 
+def _qr_codes_parameters(rows: Iterable[QrCodesRow]) -> dict[str, Column | Jsonb]:
+    rows = last_of_each(rows, lambda row: (row.image_id,))
+    codes = [
+        {
+            **asdict(code),
+            "image_id": row.image_id,
+            "number": number,
+            "content": storable_text(code.content),
+            "data": b64encode(code.data).decode(),
+        }
+        for row in rows
+        for number, code in enumerate(row.codes, 1)
+    ]
+    return {
+        "image_ids": texts([row.image_id for row in rows]),
+        "counts": integers([len(row.codes) for row in rows]),
+        "codes": Jsonb(codes),
+    }
+
+
 def _outcomes_parameters(rows: Iterable[OutcomeRow]) -> dict[str, Column]:
     rows = last_of_each(rows, lambda row: (row.image_id, row.worker))
     return {
@@ -574,6 +678,8 @@ _PREDICTIONS: Final = """
         latency_ms, created_at
     FROM predictions WHERE image_id = %s ORDER BY classifier
 """
+
+_QR_CODES: Final = f"SELECT {_QR_CODE_COLUMNS} FROM qr_codes WHERE image_id = %s ORDER BY number"
 
 _OUTCOMES: Final = """
     SELECT image_id, worker, state, error, attempt, started_at, finished_at
@@ -636,13 +742,15 @@ class PostgresImages:
             image = connection.execute(_IMAGE, (image_id,)).fetchone()
             features = connection.execute(_FEATURES, (image_id,)).fetchone()
             predictions = connection.execute(_PREDICTIONS, (image_id,)).fetchall()
-        if image is None and features is None and not predictions and not outcomes:
+            codes = connection.execute(_QR_CODES, (image_id,)).fetchall()
+        if image is None and features is None and not (predictions or codes or outcomes):
             return None
         return ImageResults(
             image=None if image is None else _image(image),
             features=None if features is None else _features(features),
             predictions=tuple(_prediction(row) for row in predictions),
             outcomes=tuple(_outcome(row) for row in outcomes),
+            codes=tuple(_qr_code(row) for row in codes),
         )
 
 
@@ -752,6 +860,12 @@ def _prediction(row: Sequence[Any]) -> StoredPrediction:
         image_id, classifier, label, confidence, tuple(labels), tuple(probabilities), model, version,
         latency, created_at=created_at,
     )  # fmt: skip
+
+
+def _qr_code(row: Sequence[Any]) -> QrCode:
+    content, data, corners, *columns, sequence = row
+    points = tuple((x, y) for x, y in corners)
+    return QrCode(content, bytes(data), points, *columns, None if sequence is None else tuple(sequence))
 
 
 def _outcome(row: Sequence[Any]) -> StoredOutcome:

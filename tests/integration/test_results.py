@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psycopg
 import pytest
@@ -24,6 +25,8 @@ from visionmesh.results import (
     PostgresShadows,
     PredictionPair,
     PredictionRow,
+    QrCode,
+    QrCodesRow,
     ResultStore,
     Row,
     ShadowClassifier,
@@ -36,7 +39,7 @@ from visionmesh.testing.results import MemoryImages, MemoryResultStore, MemorySh
 
 LABELS = ("cat", "dog", "ship")
 SHADOW_TABLES = ("shadow_features", "shadow_predictions")
-TABLES = ("images", "image_features", "predictions", "task_outcomes", *SHADOW_TABLES)
+TABLES = ("images", "image_features", "predictions", "qr_codes", "task_outcomes", *SHADOW_TABLES)
 
 
 @dataclass
@@ -70,6 +73,7 @@ def memory_stores() -> Stores:
                 images.images(limit=1000),
                 results.features(),
                 results.predictions(),
+                results.qr_codes(),
                 results.outcomes(),
                 results.shadow_features(),
                 results.shadow_predictions(),
@@ -144,6 +148,24 @@ def shadow_prediction(
     )
 
 
+def code(content: str = "https://example.org", **changed: Any) -> QrCode:
+    found = QrCode(
+        content=content,
+        data=content.encode(),
+        corners=((0.5, 1.25), (30.07, 1.0), (30.0, 31.33), (0.0, 31.0)),
+        decoder="zxing",
+        symbology="qr",
+        level_used=2,
+        level="whole",
+        preprocessing_applied=False,
+        preprocessing="raw",
+        rotation_angle=None,
+        confidence=0.876,
+        processing_time_ms=12.345,
+    )
+    return replace(found, **changed)
+
+
 def image(image_id: str, sha256: str = "aa") -> ImageRow:
     return ImageRow(image_id, f"raw-images/{image_id}.jpg", sha256, 123, "image/jpeg", 32, 16, ("classify",))
 
@@ -156,6 +178,7 @@ def all_rows(image_id: str) -> list[Row]:
         shadow_features(image_id),
         shadow_prediction(image_id),
         shadow_prediction(image_id, version="3"),
+        QrCodesRow(image_id, (code("one"), code("two"))),
         OutcomeRow(image_id, "feature-extractor", "done"),
         OutcomeRow(image_id, "classifier-fast", "failed", "bad_count: 19 descriptors"),
     ]
@@ -178,6 +201,7 @@ def test_what_is_saved_is_read(stores: Stores) -> None:
     assert found.predictions[0].labels == LABELS
     assert found.predictions[0].probabilities == (0.5, 0.25, 0.25)
     assert found.predictions[0].created_at.tzinfo is not None
+    assert found.codes == (code("one"), code("two"))
     assert [(row.worker, row.state, row.error, row.attempt) for row in found.outcomes] == [
         ("classifier-fast", "failed", "bad_count: 19 descriptors", 1),
         ("feature-extractor", "done", None, 1),
@@ -378,6 +402,44 @@ def test_a_shadow_that_answers_again_takes_its_own_place_only(stores: Stores) ->
     assert described.shadow_descriptors == (9.0,)
 
 
+# QR codes
+
+
+def codes_of(stores: Stores, image_id: str) -> tuple[QrCode, ...]:
+    found = stores.images.results(image_id)
+    return () if found is None else found.codes
+
+
+def test_codes_are_read_as_they_were_saved(stores: Stores) -> None:
+    codes = (
+        code("äöü € 日本語"),
+        code("\xff\x01 binary", data=bytes(range(256)), preprocessing_applied=True, rotation_angle=90),
+        code("part", sequence=(1, 3, 255)),
+        code("joined", parts=4, symbology="micro_qr"),
+        code(""),
+    )
+    stores.results.save([QrCodesRow("a", codes)])
+    assert codes_of(stores, "a") == codes
+
+
+def test_a_nul_stays_in_the_bytes_and_not_in_the_text(stores: Stores) -> None:
+    stores.results.save([QrCodesRow("a", (code("one\0two", data=b"one\0two"),))])
+    assert codes_of(stores, "a") == (code("one\ufffdtwo", data=b"one\0two"),)
+
+
+@pytest.mark.parametrize("second", [("new",), ("new", "b", "c", "d"), ()], ids=["fewer", "more", "none"])
+def test_a_replay_replaces_the_codes_of_a_picture_as_a_whole(stores: Stores, second: tuple[str, ...]) -> None:
+    stores.results.save([QrCodesRow("a", (code("a"), code("b"))), QrCodesRow("other", (code("stays"),))])
+    stores.results.save([QrCodesRow("a", tuple(code(text) for text in second))])
+    assert [each.content for each in codes_of(stores, "a")] == list(second)
+    assert [each.content for each in codes_of(stores, "other")] == ["stays"]
+
+
+def test_of_two_sets_of_codes_in_one_batch_the_last_stays(stores: Stores) -> None:
+    stores.results.save([QrCodesRow("a", (code("a"), code("b"))), QrCodesRow("a", (code("c"),))])
+    assert [each.content for each in codes_of(stores, "a")] == ["c"]
+
+
 # Uploads
 
 
@@ -558,6 +620,21 @@ def test_a_batch_is_saved_whole_or_not_at_all(database: Database) -> None:
     with pytest.raises(psycopg.IntegrityError):
         store.save([features("a"), prediction("a"), uneven])
     assert PostgresImages(database).results("a") is None
+
+
+def test_two_writers_of_one_picture_never_leave_a_mixture(empty_dsn: str) -> None:
+    sets = [tuple(code(f"{size} of them") for _ in range(size)) for size in (0, 1, 3, 9)]
+    with Database(empty_dsn) as database, ThreadPoolExecutor(4) as pool:
+        store, images = PostgresResultStore(database), PostgresImages(database)
+        for _ in range(10):
+            saved = [
+                pool.submit(store.save, [QrCodesRow("a", codes), QrCodesRow("b", codes)]) for codes in sets
+            ]
+            for each in saved:
+                each.result()
+            for image_id in ("a", "b"):
+                found = images.results(image_id)
+                assert (() if found is None else found.codes) in sets
 
 
 def test_bad_data_is_not_an_absent_server(database: Database) -> None:

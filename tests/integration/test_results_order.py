@@ -10,7 +10,14 @@ from uuid import uuid4
 import pytest
 
 from visionmesh.database import Database
-from visionmesh.results import OutcomeRow, PostgresImages, PostgresResultStore, PredictionRow
+from visionmesh.results import (
+    OutcomeRow,
+    PostgresImages,
+    PostgresResultStore,
+    PredictionRow,
+    QrCode,
+    QrCodesRow,
+)
 
 
 class Interrupted(Database):
@@ -38,16 +45,36 @@ class _Statements:
         return self._connection.execute(*arguments)
 
 
-@pytest.mark.parametrize("before", range(4))
-def test_who_is_done_has_its_prediction_whenever_it_was_committed(postgres_dsn: str, before: int) -> None:
+@pytest.mark.parametrize("before", range(5))
+def test_who_is_done_has_its_results_whenever_it_was_committed(postgres_dsn: str, before: int) -> None:
     image_id = f"race-{uuid4()}"
     prediction = PredictionRow(image_id, "fast", "cat", 0.9, ("cat", "dog"), (0.9, 0.1), "m", "1", 0.1)
     with Database(postgres_dsn) as writing:
         store = PostgresResultStore(writing)
         store.save([OutcomeRow(image_id, "feature-extractor", "done")])
-        rows = [prediction, OutcomeRow(image_id, "classifier-fast", "done")]
+        code = QrCode(
+            "a",
+            b"a",
+            ((0, 0), (9, 0), (9, 9), (0, 9)),
+            "zxing",
+            "qr",
+            2,
+            "whole",
+            False,
+            "raw",
+            None,
+            0.9,
+            1.0,
+        )
+        rows = [
+            prediction,
+            QrCodesRow(image_id, (code,)),
+            OutcomeRow(image_id, "classifier-fast", "done"),
+            OutcomeRow(image_id, "qr-decoder", "done"),
+        ]
         with Interrupted(postgres_dsn, before, lambda: store.save(rows)) as reading:
             found = PostgresImages(reading).results(image_id)
     assert found is not None
-    done = any(outcome.worker == "classifier-fast" for outcome in found.outcomes)
-    assert not done or found.predictions
+    done = {outcome.worker for outcome in found.outcomes}
+    assert "classifier-fast" not in done or found.predictions
+    assert "qr-decoder" not in done or found.codes

@@ -20,6 +20,8 @@ from visionmesh.results import (
     OutcomeRow,
     PredictionPair,
     PredictionRow,
+    QrCode,
+    QrCodesRow,
     Row,
     ShadowClassifier,
     ShadowFeaturesRow,
@@ -42,6 +44,7 @@ class MemoryResultStore(Faults):
         self._features: dict[str, StoredFeatures] = {}
         self._predictions: dict[tuple[str, str], StoredPrediction] = {}
         self._outcomes: dict[tuple[str, str], StoredOutcome] = {}
+        self._qr_codes: dict[str, tuple[QrCode, ...]] = {}
         self._shadow_features: dict[tuple[str, str], tuple[ShadowFeaturesRow, datetime]] = {}
         self._shadow_predictions: dict[tuple[str, str, str, str], tuple[ShadowPredictionRow, datetime]] = {}
 
@@ -80,6 +83,8 @@ class MemoryResultStore(Faults):
                     self._save_shadow_prediction(row)
                 elif isinstance(row, PredictionRow):
                     self._save_prediction(row)
+                elif isinstance(row, QrCodesRow):
+                    self._save_qr_codes(row)
                 else:
                     self._save_outcome(row)
 
@@ -97,6 +102,11 @@ class MemoryResultStore(Faults):
         """Every row of `task_outcomes`, by key."""
         with self._lock:
             return [self._outcomes[key] for key in sorted(self._outcomes)]
+
+    def qr_codes(self) -> list[QrCodesRow]:
+        """Every picture that has codes, with all of them, by image."""
+        with self._lock:
+            return [QrCodesRow(key, self._qr_codes[key]) for key in sorted(self._qr_codes)]
 
     def shadow_features(self) -> list[tuple[ShadowFeaturesRow, datetime]]:
         """Every row of `shadow_features` and when it was first written, by key."""
@@ -155,6 +165,13 @@ class MemoryResultStore(Faults):
             latency_ms=latency_ms,
         )
         self._shadow_predictions[key] = (rounded, created_at)
+
+    def _save_qr_codes(self, row: QrCodesRow) -> None:
+        self._qr_codes.pop(row.image_id, None)
+        if row.codes:
+            self._qr_codes[row.image_id] = tuple(
+                replace(code, content=storable_text(code.content) or "") for code in row.codes
+            )
 
     def _save_outcome(self, row: OutcomeRow) -> None:
         known = self._outcomes.get((row.image_id, row.worker))
@@ -244,6 +261,7 @@ class MemoryImages(Faults):
             features=next((row for row in self._results.features() if row.image_id == image_id), None),
             predictions=tuple(row for row in self._results.predictions() if row.image_id == image_id),
             outcomes=tuple(row for row in self._results.outcomes() if row.image_id == image_id),
+            codes=next((row.codes for row in self._results.qr_codes() if row.image_id == image_id), ()),
         )
         return None if found == ImageResults(None, None, (), ()) else found
 
