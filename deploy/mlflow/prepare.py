@@ -6,9 +6,9 @@ import os
 from urllib.parse import urlsplit, urlunsplit
 
 import boto3
-import psycopg2
+import psycopg
 from botocore.exceptions import ClientError
-from psycopg2 import sql
+from psycopg import sql
 
 # Of those buckets that are there already, one's own is not an error.
 _THERE = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
@@ -17,15 +17,11 @@ _THERE = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 def make_database(uri: str, maintenance: str) -> None:
     """The database that `uri` names. maintenance: one that is there, from which it can be made."""
     url = urlsplit(uri)
-    connection = psycopg2.connect(urlunsplit(url._replace(path=f"/{maintenance}")))
-    # A database can't be made inside a transaction.
-    connection.autocommit = True
     name = url.path.lstrip("/")
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
-        if cursor.fetchone() is None:
-            cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    connection.close()
+    # A database can't be made inside a transaction.
+    with psycopg.connect(urlunsplit(url._replace(path=f"/{maintenance}")), autocommit=True) as connection:
+        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
 
 def make_bucket(uri: str, endpoint: str) -> None:
