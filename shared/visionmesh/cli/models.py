@@ -37,7 +37,9 @@ def list_models(as_json: AsJson = False) -> None:
     if as_json:
         sys.stdout.write("".join(json.dumps(row) + "\n" for row in rows))
         return
-    table = Table(Column("model", no_wrap=True), "version", "kind", "family", "top-1", "from")
+    table = Table(
+        Column("model", no_wrap=True), "version", "kind", "family", "top-1", Column("from", no_wrap=True)
+    )
     for row in rows:
         top1 = "" if row["top1"] is None else f"{row['top1']:.2%}"
         table.add_row(row["model"], row["version"], row["kind"], row["family"], top1, row["from"])
