@@ -12,7 +12,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar, cast
 
@@ -21,6 +21,7 @@ from psycopg.types.json import Jsonb
 from visionmesh.columns import IntegerColumn, RealColumn, TextColumn, integers, reals, texts
 from visionmesh.database import Connection, Database
 from visionmesh.errors import Rejected
+from visionmesh.qr_code import QrCode
 
 OutcomeState = Literal["running", "done", "skipped", "failed"]
 
@@ -71,35 +72,6 @@ class ShadowPredictionRow(PredictionRow):
     """Table `shadow_predictions`, one per image, classifier, model and version: the answer of a model in
     shadow, which is never shown as the classifier's.
     """
-
-
-@dataclass(frozen=True, slots=True)
-class QrCode:
-    """One code of a picture.
-
-    content: the text; of a binary payload ISO 8859-1, while `data` holds the bytes of the symbol.
-    corners: four of x and y, in pixels of the upright picture, clockwise from the code's own top left.
-    symbology: `qr`, `micro_qr` or `rmqr`. level_used: the number of the level of `level`.
-    rotation_angle: degrees clockwise by which the picture was turned to read it, None when it was not.
-    confidence: 0.5 to 1. processing_time_ms: from the beginning of the picture until the code was read.
-    parts: symbols that a structured append message was joined from, else 1.
-    sequence: position (from 0), total and parity of a symbol whose message is incomplete.
-    """
-
-    content: str
-    data: bytes
-    corners: tuple[tuple[float, float], ...]
-    decoder: str
-    symbology: str
-    level_used: int
-    level: str
-    preprocessing_applied: bool
-    preprocessing: str
-    rotation_angle: int | None
-    confidence: float
-    processing_time_ms: float
-    parts: int = 1
-    sequence: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,14 +425,11 @@ _SURPLUS_QR_CODES: Final = """
     WHERE qr_codes.image_id = row.image_id AND qr_codes.number > row.count
 """
 
-_QR_CODE_COLUMNS: Final = (
-    "content, data, corners, decoder, symbology, level_used, level, preprocessing_applied, preprocessing, "
-    "rotation_angle, confidence, processing_time_ms, parts, sequence"
-)
+_QR_CODE_COLUMNS: Final = tuple(field.name for field in fields(QrCode))
 
 # As JSON: codes are few, and so are those who would read a row with fifteen columns as arrays of each.
 _SAVE_QR_CODES: Final = f"""
-    INSERT INTO qr_codes (image_id, number, {_QR_CODE_COLUMNS})
+    INSERT INTO qr_codes (image_id, number, {", ".join(_QR_CODE_COLUMNS)})
     SELECT
         image_id, number, content, decode(data, 'base64'), corners, decoder, symbology, level_used, level,
         preprocessing_applied, preprocessing, rotation_angle, confidence, processing_time_ms, parts, sequence
@@ -471,7 +440,7 @@ _SAVE_QR_CODES: Final = f"""
         parts integer, sequence integer[]
     )
     ON CONFLICT (image_id, number) DO UPDATE SET
-        ({_QR_CODE_COLUMNS}) = ROW ({", ".join(f"excluded.{name}" for name in _QR_CODE_COLUMNS.split(", "))})
+        {", ".join(f"{name} = excluded.{name}" for name in _QR_CODE_COLUMNS)}
 """
 
 # An outcome that is written again keeps the time at which it first came about.
@@ -679,7 +648,9 @@ _PREDICTIONS: Final = """
     FROM predictions WHERE image_id = %s ORDER BY classifier
 """
 
-_QR_CODES: Final = f"SELECT {_QR_CODE_COLUMNS} FROM qr_codes WHERE image_id = %s ORDER BY number"
+_QR_CODES: Final = f"""
+    SELECT {", ".join(_QR_CODE_COLUMNS)} FROM qr_codes WHERE image_id = %s ORDER BY number
+"""
 
 _OUTCOMES: Final = """
     SELECT image_id, worker, state, error, attempt, started_at, finished_at
@@ -863,9 +834,10 @@ def _prediction(row: Sequence[Any]) -> StoredPrediction:
 
 
 def _qr_code(row: Sequence[Any]) -> QrCode:
-    content, data, corners, *columns, sequence = row
-    points = tuple((x, y) for x, y in corners)
-    return QrCode(content, bytes(data), points, *columns, None if sequence is None else tuple(sequence))
+    stored = dict(zip(_QR_CODE_COLUMNS, row, strict=True))
+    stored["corners"] = tuple((x, y) for x, y in stored["corners"])
+    stored["sequence"] = None if stored["sequence"] is None else tuple(stored["sequence"])
+    return QrCode(**stored)
 
 
 def _outcome(row: Sequence[Any]) -> StoredOutcome:

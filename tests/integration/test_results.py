@@ -14,6 +14,7 @@ import pytest
 
 from visionmesh.database import Database
 from visionmesh.errors import Rejected, Unavailable
+from visionmesh.qr_code import QrCode
 from visionmesh.results import (
     FeaturesPair,
     FeaturesRow,
@@ -25,7 +26,6 @@ from visionmesh.results import (
     PostgresShadows,
     PredictionPair,
     PredictionRow,
-    QrCode,
     QrCodesRow,
     ResultStore,
     Row,

@@ -10,12 +10,12 @@ from uuid import uuid4
 import pytest
 
 from visionmesh.database import Database
+from visionmesh.qr_code import QrCode
 from visionmesh.results import (
     OutcomeRow,
     PostgresImages,
     PostgresResultStore,
     PredictionRow,
-    QrCode,
     QrCodesRow,
 )
 

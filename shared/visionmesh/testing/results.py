@@ -10,6 +10,7 @@ from threading import RLock
 from typing import TypeVar
 
 from visionmesh.columns import float32
+from visionmesh.qr_code import QrCode
 from visionmesh.results import (
     AddedImage,
     FeaturesPair,
@@ -20,7 +21,6 @@ from visionmesh.results import (
     OutcomeRow,
     PredictionPair,
     PredictionRow,
-    QrCode,
     QrCodesRow,
     Row,
     ShadowClassifier,
