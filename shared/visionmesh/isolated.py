@@ -61,15 +61,18 @@ class Isolated(Generic[T, R]):
         memory_bytes: int,
         processes: int = 1,
         calls_per_child: int = _CALLS_PER_CHILD,
+        preload: Sequence[str] = (),
     ) -> None:
         """deadline_seconds: longest one call may take, from when a child takes it up.
         memory_bytes: address space that a child may use beyond what it has at its start.
+        preload: modules that every child has from its start, and that this process need not load.
         """
         self._function = function
         self._deadline_seconds = deadline_seconds
         self._memory_bytes = memory_bytes
         self._processes = processes
         self._calls_per_child = calls_per_child
+        self._modules = (function.__module__, *preload)
         self._lock = Lock()
         self._closed = False
         self._pool: ProcessPool | None = None
@@ -190,7 +193,7 @@ class Isolated(Generic[T, R]):
             self._pool = None
         if self._pool is None:
             context = multiprocessing.get_context("forkserver")
-            _preload.add(self._function.__module__)
+            _preload.update(self._modules)
             context.set_forkserver_preload(sorted(_preload))
             self._pool = ProcessPool(
                 self._processes,

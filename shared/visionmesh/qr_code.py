@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +33,30 @@ class QrCode:
     processing_time_ms: float
     parts: int = 1
     sequence: tuple[int, int, int] | None = None
+
+
+def as_json(code: QrCode) -> dict[str, Any]:
+    """A code as users are told of it, over HTTP and on the command line.
+
+    bytes: in hexadecimal. parts and sequence: only of what has to do with structured append.
+    """
+    told: dict[str, Any] = {
+        "content": code.content,
+        "bytes": code.data.hex(),
+        "corners": [list(corner) for corner in code.corners],
+        "symbology": code.symbology,
+        "decoder": code.decoder,
+        "level_used": code.level_used,
+        "level": code.level,
+        "preprocessing_applied": code.preprocessing_applied,
+        "preprocessing": code.preprocessing,
+        "rotation_angle": code.rotation_angle,
+        "confidence": code.confidence,
+        "processing_time_ms": round(code.processing_time_ms, 1),
+    }
+    if code.parts > 1:
+        told["parts"] = code.parts
+    if code.sequence is not None:
+        position, total, parity = code.sequence
+        told["sequence"] = {"position": position, "total": total, "parity": parity}
+    return told

@@ -138,6 +138,16 @@ class Settings(BaseSettings):
         default=None, description="redis://[:password@]host:port/db of Valkey; no cache when absent"
     )
 
+    # QR codes
+    qr_profile: str = Field(
+        default="cascade",
+        description="cascade, light, ultralight, onnx, hybrid, or names of levels with commas between",
+    )
+    qr_budget_ms: int = Field(
+        default=2000, ge=1, description="after so long on a picture, what was read by then is its result"
+    )
+    qr_processes: int = Field(default=1, ge=1, description="pictures that are read at once")
+
     # Observability
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least level logged"

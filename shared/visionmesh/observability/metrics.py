@@ -77,6 +77,11 @@ INFERENCES: Final = Counter(
     "Pictures the extractor ran a model on, by the model's role (answer, shadow).",
     ["role"],
 )
+QR_CODES: Final = Counter("mesh_qr_codes_total", "QR codes that were read.", ["level", "decoder"])
+QR_SECONDS: Final = Histogram(
+    "mesh_qr_seconds", "Time to read the codes of a picture, by result (found, none, truncated).",
+    ["result"], buckets=_SECONDS,
+)  # fmt: skip
 ISOLATED_RESTARTS: Final = Counter(
     "mesh_isolated_restarts_total",
     "Child processes that ended in the middle, by reason (crash, deadline).",

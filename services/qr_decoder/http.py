@@ -1,0 +1,116 @@
+"""Port 8008: a picture -> its QR codes, at once.
+
+`POST /qr/hybrid-fallback` is the seed's call, one content or 404; `POST /detect` tells everything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from qr_decoder.reading import Found, Read
+from visionmesh.errors import Rejected
+from visionmesh.http import create_app, error_response
+from visionmesh.observability.health import Check
+from visionmesh.qr_code import as_json
+
+# Boundaries and headers of a form around a picture.
+_FORM_BYTES: Final = 64 * 1024
+_FORM_FIELDS: Final = 16
+
+# The seed's words.
+_NOTHING: Final = "No QR detected"
+
+_BODIES: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
+            },
+        },
+    }
+}
+
+Profile = Annotated[
+    str | None, Query(description="cascade, light, ultralight, onnx, hybrid, or levels with commas between")
+]
+
+
+def make_app(
+    service: str,
+    read: Read,
+    *,
+    own_profile: str,
+    checks: Mapping[str, Check],
+    max_bytes: int,
+    max_budget_ms: int,
+) -> FastAPI:
+    """own_profile: what `read` uses when none is asked for. max_bytes: the largest picture that is taken.
+
+    max_budget_ms: the largest budget that can be asked for; the child has to end by itself within it.
+    """
+    app = create_app(service, checks=checks, max_body_bytes=max_bytes + _FORM_BYTES)
+    budget = Query(ge=1, le=max_budget_ms, description="milliseconds, after which the best so far is told")
+
+    async def found_in(request: Request, profile: str | None, budget_ms: float | None) -> Found | None:
+        """None when nothing came within the deadline of the child."""
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        data = await (_file_of(request) if media_type == "multipart/form-data" else request.body())
+        try:
+            return await run_in_threadpool(read, data, profile=profile, budget_ms=budget_ms)
+        except Rejected as error:
+            if error.code == "deadline_exceeded":
+                return None
+            raise
+
+    @app.post("/qr/hybrid-fallback", openapi_extra=_BODIES)
+    async def hybrid_fallback(
+        request: Request, profile: Profile = None, budget_ms: Annotated[float | None, budget] = None
+    ) -> Response:
+        """The content of the first code that was read, or 404."""
+        found = await found_in(request, profile, budget_ms)
+        if found is None or not found.codes:
+            return error_response(HTTPStatus.NOT_FOUND, "no_qr", _NOTHING)
+        return JSONResponse({"content": found.codes[0].content})
+
+    @app.post("/detect", openapi_extra=_BODIES)
+    async def detect(
+        request: Request, profile: Profile = None, budget_ms: Annotated[float | None, budget] = None
+    ) -> dict[str, Any]:
+        """Every code of a picture; one without codes is answered 200 as well.
+
+        data: the content of the first code, or null. model: the profile. image_size: width and height of the
+        upright picture in pixels, null when it could not be read in time.
+        """
+        began = time.perf_counter()
+        found = await found_in(request, profile, budget_ms)
+        codes = () if found is None else found.codes
+        return {
+            "success": bool(codes),
+            "data": codes[0].content if codes else None,
+            "model": own_profile if profile is None else profile,
+            "latency_ms": round((time.perf_counter() - began) * 1000),
+            "image_size": None if found is None else [found.width, found.height],
+            "truncated": found is None or found.truncated,
+            "codes": [as_json(code) for code in codes],
+        }
+
+    return app
+
+
+async def _file_of(request: Request) -> bytes:
+    """The first file of a form, whatever its field is called."""
+    async with request.form(max_files=1, max_fields=_FORM_FIELDS) as form:
+        for value in form.values():
+            if isinstance(value, UploadFile):
+                return await value.read()
+    raise Rejected("no_file", 'The form has no file; send it with curl -F "file=@picture.jpg"')
