@@ -59,7 +59,9 @@ def make_app(
     max_budget_ms: the largest budget that can be asked for; the child has to end by itself within it.
     """
     app = create_app(service, checks=checks, max_body_bytes=max_bytes + _FORM_BYTES)
-    budget = Query(ge=1, le=max_budget_ms, description="milliseconds, after which the best so far is told")
+    budget: Any = Query(
+        None, ge=1, le=max_budget_ms, description="milliseconds, after which the best so far is told"
+    )
 
     async def found_in(request: Request, profile: str | None, budget_ms: float | None) -> Found | None:
         """None when nothing came within the deadline of the child."""
@@ -74,7 +76,7 @@ def make_app(
 
     @app.post("/qr/hybrid-fallback", openapi_extra=_BODIES)
     async def hybrid_fallback(
-        request: Request, profile: Profile = None, budget_ms: Annotated[float | None, budget] = None
+        request: Request, profile: Profile = None, budget_ms: float | None = budget
     ) -> Response:
         """The content of the first code that was read, or 404."""
         found = await found_in(request, profile, budget_ms)
@@ -84,7 +86,7 @@ def make_app(
 
     @app.post("/detect", openapi_extra=_BODIES)
     async def detect(
-        request: Request, profile: Profile = None, budget_ms: Annotated[float | None, budget] = None
+        request: Request, profile: Profile = None, budget_ms: float | None = budget
     ) -> dict[str, Any]:
         """Every code of a picture; one without codes is answered 200 as well.
 
