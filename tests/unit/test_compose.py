@@ -37,6 +37,7 @@ HTTP_PORTS: Final = {
     "classifier-accurate": 8004,
     "classifier-balanced": 8005,
     "feature-extractor": 8006,
+    "qr-decoder": 8008,
 }
 # The only containers that start as root: one owns its volume and becomes postgres, one owns another's.
 STARTS_AS_ROOT: Final = {"postgres", "minio-volume"}
@@ -274,7 +275,7 @@ def test_compose_reads_the_files(files: list[str], tmp_path: Path) -> None:
     options = [option for name in ("docker-compose.yml", *files) for option in ("-f", name)]
     ended = subprocess.run(
         ["docker", "compose", *options, "--profile", "mlflow", "config", "--services"],
-        cwd=tmp_path, env=os.environ | {"MESH_NIGHT_MODEL": "classifier-forest"},
+        cwd=tmp_path, env=os.environ | {"MESH_NIGHT_MODEL": "classifier-random-forest"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if "is not a docker command" in ended.stderr:
