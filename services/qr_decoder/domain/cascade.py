@@ -4,11 +4,12 @@ A level takes the picture and what is known of it, and yields readings attempt b
 which levels are tried, in which order; `LEVELS` gives each its number, which is stored with every code.
 
 **When it stops.** With nothing read, every level of the profile is tried. Once a code has been read, a level
-is tried only for a sign of another code, outside of all codes read: `whole` for two finder patterns of one
-size or a place where a decoder saw a code that it could not correct, `grid` for three finder patterns that
-fit together and have timing patterns between them, `located` for such a place; the others are not. A picture
-that shows more codes than it gives signs of is not searched further: that is the price for not spending the
-whole budget on every picture with one code.
+is tried only for a sign of another code: `whole` when a code that was read is small in the reduced picture,
+or when there are, outside of all codes read, two finder patterns of one size or a place where a decoder saw a
+code that it could not correct; `grid` for three finder patterns out there that fit together and have timing
+patterns between them; `located` for such a place; the others are not. A picture that shows more codes than it
+gives signs of is not searched further: that is the price for not spending the whole budget on every picture
+with one code.
 
 The budget is looked at between attempts. An attempt is never broken off, so that a reading can come late by
 one attempt; whoever needs a hard limit runs this in a child process.
@@ -34,7 +35,7 @@ from qr_decoder.domain import decoders, grid
 from qr_decoder.domain.codes import Code, Grey, Quad, Reading, Result, confidence, joined
 from qr_decoder.domain.finders import Finder, Triple, find_finders, triples
 from qr_decoder.domain.locator import Locator
-from qr_decoder.domain.transforms import STRATEGIES, Variant, halved, raw
+from qr_decoder.domain.transforms import STRATEGIES, Variant, raw, reduced
 
 # Milliseconds; `?budget_ms=` of the service.
 BUDGET: Final = 2000.0
@@ -54,6 +55,12 @@ _TILE_OVERLAP: Final = 256
 
 # Places that are followed in a picture of which a code was read.
 _PLACES: Final = 2
+
+# Pixels of a code in the reduced picture below which others beside it may be too small to be read there.
+_SMALL: Final = 90
+
+# How much more than the outline of a triple is cut out around it, as a factor: perspective moves its corners.
+_AROUND: Final = 1.5
 
 # Two finder patterns that differ more in size are hardly of one code.
 _PAIR: Final = 1.5
@@ -94,8 +101,8 @@ class Scene:
 
     @cached_property
     def reduced(self) -> Variant:
-        """The grey picture halved until it is at most 1280 pixels a side."""
-        return halved(self.grey)
+        """The grey picture at most 1280 pixels a side."""
+        return reduced(self.grey)
 
     @property
     def shrunk(self) -> bool:
@@ -125,6 +132,11 @@ class Scene:
             if not any(_inside(other, centre) for other in (*self.read, *found)):
                 found.append(quad)
         return found
+
+    def has_small(self) -> bool:
+        """Whether a code that was read is so small in the reduced picture that others may be lost in it."""
+        scale = max(self.reduced.grey.shape) / max(self.grey.shape)
+        return any(cv2.contourArea(quad) ** 0.5 * scale < _SMALL for quad in self.read)
 
     def has_pair(self) -> bool:
         """Whether two finder patterns of about one size lie outside of all codes read."""
@@ -192,13 +204,35 @@ def _histogram(scene: Scene) -> Iterator[Attempt | None]:
 
 
 def _grid(scene: Scene) -> Iterator[Attempt | None]:
-    """The own sampler on finder patterns of the reduced picture."""
+    """The own sampler where the reduced picture has finder patterns, on the pixels of the whole one."""
     for triple in scene.open_triples(scene.all_finders):
-        if all(
-            not scene._covered(each.centre)
-            for each in (triple.top_left, triple.top_right, triple.bottom_left)
-        ):
-            yield _sampled(scene.reduced, triple)
+        finders = (triple.top_left, triple.top_right, triple.bottom_left)
+        if not any(scene._covered(each.centre) for each in finders):
+            yield _sampled(*_closer(scene, triple))
+
+
+def _closer(scene: Scene, triple: Triple) -> tuple[Variant, Triple]:
+    """The part of the whole picture around a triple of the reduced one, and the triple in it."""
+    if not scene.shrunk:
+        return scene.reduced, triple
+    outline = scene.reduced.original(triple.outline)
+    middle = outline.mean(axis=0)
+    around = middle + (outline - middle) * _AROUND
+    left, top = np.maximum(around.min(axis=0), 0).astype(int).tolist()
+    right, bottom = np.ceil(around.max(axis=0)).astype(int).tolist()
+    part = np.ascontiguousarray(scene.grey[top:bottom, left:right])
+    variant = Variant("part", part, np.array([[1, 0, left], [0, 1, top], [0, 0, 1.0]]))
+    scale = float(scene.reduced.back[0, 0])
+
+    def moved(finder: Finder) -> Finder:
+        def there(points: Quad) -> Quad:
+            return np.asarray(scene.reduced.original(points) - (left, top), np.float32)
+
+        return Finder(there(finder.centre[None])[0], there(finder.corners), finder.module * scale)
+
+    return variant, Triple(
+        moved(triple.top_left), moved(triple.top_right), moved(triple.bottom_left), triple.cost
+    )
 
 
 def _grid_whole(scene: Scene) -> Iterator[Attempt | None]:
@@ -285,7 +319,9 @@ NUMBERS: Final[dict[str, int]] = {name: number for number, name in enumerate(LEV
 
 # The levels that are tried after a code was read, each while there is such a sign of another.
 _SIGNS_FOR: Final[dict[str, Callable[[Scene], bool]]] = {
-    "whole": lambda scene: scene.shrunk and (scene.has_pair() or bool(scene.open_unread())),
+    "whole": lambda scene: (
+        scene.shrunk and (scene.has_small() or scene.has_pair() or bool(scene.open_unread()))
+    ),
     "grid": Scene.has_triple,
     "located": lambda scene: bool(scene.open_unread()),
 }
