@@ -26,6 +26,15 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/feature-extractor.txt,target=/tmp/requirements.txt \
     pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
 
+# pyzbar finds zbar at run time; what apt fetched for it is not part of the image.
+FROM base AS qr-decoder-dependencies
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libzbar0
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/qr-decoder.txt,target=/tmp/requirements.txt \
+    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+
 FROM base AS classifier-dependencies
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/classifier.txt,target=/tmp/requirements.txt \
@@ -55,6 +64,17 @@ USER ${MESH_UID}:${MESH_UID}
 ENV MESH_HTTP_PORT=8006
 EXPOSE 8006
 CMD ["python", "-m", "feature_extractor"]
+
+# Locators are copied when there are any; the cascade reads without.
+FROM qr-decoder-dependencies AS qr-decoder
+COPY shared /app/shared
+COPY services/qr_decoder /app/services/qr_decoder
+COPY models/models.toml models/qr*.onnx /app/models/
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+USER ${MESH_UID}:${MESH_UID}
+ENV MESH_HTTP_PORT=8008
+EXPOSE 8008
+CMD ["python", "-m", "qr_decoder"]
 
 # One image for every classifier: MESH_CLASSIFIER says which one a container is.
 FROM classifier-dependencies AS classifier

@@ -13,6 +13,7 @@ from visionmesh import images
 from visionmesh.consensus import METHOD, Fitted, agree
 from visionmesh.contracts import TASKS, is_image_id
 from visionmesh.errors import Rejected
+from visionmesh.qr_code import as_json
 from visionmesh.results import ImageResults, ImageRow, OutcomeRow, PredictionRow
 
 # Which worker turns a picture into descriptors, as it signs its outcomes.
@@ -242,6 +243,7 @@ def results_answer(
             "descriptor_count": len(features.descriptors),
             "model": features.model,
         },
+        "qr_codes": [as_json(code) for code in found.codes],
     }
 
 

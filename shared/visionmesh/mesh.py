@@ -52,7 +52,11 @@ SERVICES: Final = (
     Service("classifier-fast", "classifier", 8003, {"MESH_CLASSIFIER": "fast"}),
     Service("classifier-balanced", "classifier", 8005, {"MESH_CLASSIFIER": "balanced"}),
     Service("classifier-accurate", "classifier", 8004, {"MESH_CLASSIFIER": "accurate"}),
+    Service("qr-decoder", "qr_decoder", 8008),
 )
+
+# Those that answer with no model of the registry.
+_WITHOUT_SHADOW: Final = frozenset(("ingest-api", "qr-decoder"))
 
 # A model may have a colon in it: models:/night@champion.
 _CLASSIFIER = re.compile(
@@ -98,8 +102,8 @@ def parse_services(classifiers: Sequence[str] = (), shadows: Sequence[str] = ())
     for text in shadows:
         name, _, model = text.partition("=")
         service = services.get(name)
-        if service is None or not model or name == "ingest-api":
-            able = ", ".join(each for each in services if each != "ingest-api")
+        if service is None or not model or name in _WITHOUT_SHADOW:
+            able = ", ".join(each for each in services if each not in _WITHOUT_SHADOW)
             raise MeshError(f"{text!r} is not understood; write --shadow SERVICE=MODEL, with one of {able}.")
         services[name] = replace(service, environment={**service.environment, "MESH_SHADOW_MODEL": model})
     ports = [service.port for service in services.values() if service.port is not None]

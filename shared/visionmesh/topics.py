@@ -52,7 +52,7 @@ IMAGES: Final = Topic(
     contract=ImageUploaded,
     key="image_id",
     description="A picture was stored and waits to be looked at.",
-    consumers=("feature-extractor",),
+    consumers=("feature-extractor", "qr-decoder"),
 )
 
 FEATURES: Final = Topic(

@@ -110,6 +110,15 @@ class Rig:
         eventually(lambda: self.predicted(prefix) == count, f"{count} pictures predicted")
         eventually(lambda: self.lag() == 0, "all offsets committed")
 
+    def decoded(self, prefix: str) -> int:
+        """Pictures of `prefix` whose codes were read, or that have none."""
+        (row,) = self.query(
+            "SELECT count(*) FROM task_outcomes "
+            "WHERE image_id LIKE %s AND worker = 'qr-decoder' AND state = 'done'",
+            f"{prefix}-%",
+        )
+        return int(row[0])
+
     def lag(self) -> int:
         return sum(
             place.lag
@@ -126,9 +135,9 @@ class Rig:
         )
 
     def check_exact(self, prefix: str, count: int) -> None:
-        """One features row, three predictions, four outcomes `done` for each picture; nothing else."""
+        """One features row, three predictions, five outcomes `done` for each picture; nothing else."""
         like = f"{prefix}-%"
-        for table, rows in (("images", 1), ("image_features", 1), ("predictions", 3), ("task_outcomes", 4)):
+        for table, rows in (("images", 1), ("image_features", 1), ("predictions", 3), ("task_outcomes", 5)):
             found = self.query(
                 f"SELECT count(*), count(DISTINCT image_id) FROM {table} WHERE image_id LIKE %s", like
             )

@@ -15,7 +15,7 @@ SAMPLES = sorted(path.name for path in (ROOT / "samples").iterdir() if path.suff
 
 
 @pytest.mark.timeout(240)
-def test_the_demo_shows_three_labels_and_the_agreed_one_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_demo_shows_labels_the_agreed_one_and_codes_and_leaves_nothing(tmp_path: Path) -> None:
     stack = os.environ.get("MESH_TEST_STACK", "embedded")
     options = ["demo", "--once", "--ports", "free", "--stack", stack, "--directory", str(tmp_path)]
     ended = subprocess.run(
@@ -30,4 +30,7 @@ def test_the_demo_shows_three_labels_and_the_agreed_one_and_leaves_nothing(tmp_p
     rows = [line for line in ended.stdout.splitlines() if any(name in line for name in SAMPLES)]
     assert len(rows) == len(SAMPLES)
     assert all(row.count("%") == 4 and row.rstrip(" │").endswith(" ms") for row in rows)
+    assert [row for row in rows if "visionmesh reads QR codes" in row] == [
+        row for row in rows if "qr.png" in row
+    ]
     assert not (tmp_path / "running.json").exists()

@@ -5,6 +5,7 @@ One mesh for the whole module, on free ports, on the stack that MESH_TEST_STACK 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import segno
+from PIL import Image
 
 from running_mesh import DEADLINE_SECONDS, RunningMesh, running_mesh, until
 from visionmesh.settings import ROOT
@@ -25,6 +28,7 @@ CAT = ROOT / "samples" / "cat.jpg"
 IMAGES = "images-input-stream"
 FEATURES = "image-features-stream"
 EXTRACTOR = "feature-extractor"
+DECODER = "qr-decoder"
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,61 @@ def test_a_task_that_is_not_the_extractors_is_no_failure(mesh: RunningMesh) -> N
     assert found["predictions"] == []
 
 
+def decoded(mesh: RunningMesh, image_id: str) -> dict[str, Any]:
+    """`GET /results/{image_id}` once its codes were looked for."""
+
+    def ended() -> dict[str, Any] | None:
+        answer = mesh.http.get(f"/results/{image_id}")
+        if answer.status_code != 200:
+            return None
+        found: dict[str, Any] = answer.json()
+        states = {one["worker"]: one["state"] for one in found["outcomes"]}
+        return found if states.get(DECODER, "running") != "running" else None
+
+    return until(ended, f"codes of {image_id}")
+
+
+def qr_picture(*contents: str) -> bytes:
+    """A page with a code for each content, one below the other."""
+    page = Image.new("L", (400, 300 * len(contents)), 255)
+    for number, content in enumerate(contents):
+        file = io.BytesIO()
+        segno.make(content, error="m", micro=False).save(file, kind="png", scale=5)
+        page.paste(Image.open(file).convert("L"), (40, 20 + 300 * number))
+    file = io.BytesIO()
+    page.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_the_codes_of_an_uploaded_picture_stand_in_its_results(mesh: RunningMesh) -> None:
+    contents = {f"https://example.org/{uuid4()}", "zwei"}
+    answer = mesh.http.post("/upload", files={"file": ("codes.png", qr_picture(*contents))})
+    found = decoded(mesh, answer.json()["image_id"])
+    assert {code["content"] for code in found["qr_codes"]} == contents
+    assert {"worker": DECODER, "state": "done", "error": None} in found["outcomes"]
+
+
+def test_a_picture_that_is_only_to_be_decoded_gets_its_codes_and_no_labels(mesh: RunningMesh) -> None:
+    answer = mesh.http.post("/upload?tasks=qr", files={"file": ("codes.png", qr_picture("alone"))})
+    found = decoded(mesh, answer.json()["image_id"])
+    assert [code["content"] for code in found["qr_codes"]] == ["alone"]
+    assert found["predictions"] == []
+
+
+def test_a_picture_without_codes_is_done(mesh: RunningMesh) -> None:
+    answer = mesh.http.post("/upload", files={"file": ("cat.jpg", CAT.read_bytes())})
+    found = decoded(mesh, answer.json()["image_id"])
+    assert found["qr_codes"] == []
+    assert {"worker": DECODER, "state": "done", "error": None} in found["outcomes"]
+
+
+def test_the_decoder_answers_over_http_too(mesh: RunningMesh) -> None:
+    url = mesh.url_of(DECODER)
+    answer = mesh.http.post(f"{url}/qr/hybrid-fallback", content=qr_picture("at once"))
+    assert answer.json() == {"content": "at once"}
+    assert mesh.http.post(f"{url}/qr/hybrid-fallback", content=CAT.read_bytes()).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("path", "code"),
     [
@@ -113,10 +172,11 @@ def test_a_path_that_can_never_work_is_a_dead_letter_and_a_failed_outcome(
     found = mesh.outcome(image_id)
     assert found["status"] == "failed"
     assert code in found["error"]
-    letter = mesh.dead_letter(IMAGES, EXTRACTOR, image_id)
-    assert letter.headers["x-error-code"] == code
-    assert letter.headers["x-original-topic"] == IMAGES
-    assert letter.value == message
+    for group in (EXTRACTOR, DECODER):
+        letter = mesh.dead_letter(IMAGES, group, image_id)
+        assert letter.headers["x-error-code"] == code
+        assert letter.headers["x-original-topic"] == IMAGES
+        assert letter.value == message
 
 
 def test_a_picture_that_is_none_is_a_dead_letter_and_a_failed_outcome(mesh: RunningMesh) -> None:

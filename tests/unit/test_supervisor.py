@@ -97,6 +97,7 @@ def test_models_in_shadow() -> None:
         ([], ["classifier-fast"]),
         ([], ["classifier-fast="]),
         ([], ["ingest-api=model"]),
+        ([], ["qr-decoder=model"]),
     ],
 )
 def test_services_that_are_not_understood(classifiers: list[str], shadows: list[str]) -> None:
@@ -113,8 +114,8 @@ def test_a_service_without_a_port_gets_a_free_one(tmp_path: Path) -> None:
 
 def test_the_first_replica_owns_the_published_port_and_further_ones_take_free_ports(tmp_path: Path) -> None:
     mesh = Mesh(tmp_path, scale={"classifier-fast": 3}, ports="free")
-    assert len(mesh.replicas) == 7
-    assert len({replica.port for replica in mesh.replicas}) == 7
+    assert len(mesh.replicas) == len(SERVICES) + 2
+    assert len({replica.port for replica in mesh.replicas}) == len(SERVICES) + 2
     published = {service.port for service in supervisor.SERVICES}
     assert not published & {replica.port for replica in mesh.replicas}
     if LINUX_EPHEMERAL_RANGE.exists():

@@ -11,7 +11,11 @@ from visionmesh.topics import CLASSIFIERS, FEATURES, IMAGES, classifiers, dead_l
 
 def test_the_table_alone() -> None:
     assert classifiers() == CLASSIFIERS
-    assert readers() == ((IMAGES, "feature-extractor"), *((FEATURES, group) for group in CLASSIFIERS))
+    assert readers() == (
+        (IMAGES, "feature-extractor"),
+        (IMAGES, "qr-decoder"),
+        *((FEATURES, group) for group in CLASSIFIERS),
+    )
 
 
 def test_one_more() -> None:

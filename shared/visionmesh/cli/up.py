@@ -104,16 +104,16 @@ def demo(
     directory: Directory = DIRECTORY,
     ports: PortsOption = PortsName.seed,
 ) -> None:
-    """Start the mesh, classify the sample pictures, and stay up."""
+    """Start the mesh, classify the sample pictures, read their QR codes, and stay up."""
     samples = sorted(path for path in SAMPLES.iterdir() if path.suffix in {".jpg", ".png"})
     plan = Plan(stack, scale, classifiers, shadows, directory, ports)
     with _until_signalled() as stopped, _mesh(plan, stopped) as mesh:
-        complete = _classify_samples(mesh, samples, stopped)
+        complete = _show_samples(mesh, samples, stopped)
         if not once and not stopped():
             _print_addresses(mesh)
             mesh.keep(stopped)
     if once and not complete:
-        fail("Not every picture got all its labels.")
+        fail("Not every picture got all its results.")
 
 
 @contextmanager
@@ -207,18 +207,19 @@ def _print_addresses(mesh: Mesh) -> None:
     console.print(f'Try: curl -F "file=@samples/cat.jpg" {url}/upload', soft_wrap=True, highlight=False)
 
 
-def _classify_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], bool]) -> bool:
+def _show_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], bool]) -> bool:
     """Uploads every sample, waits, prints the table; whether every result arrived."""
     import httpx
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     names = [
         replica.service.environment["MESH_CLASSIFIER"]
         for replica in mesh.replicas
         if replica.number == 1 and replica.service.package == "classifier"
     ]
-    table = Table("picture", *names, "agreed", "upload to result")
+    table = Table("picture", *names, "agreed", "QR codes", "upload to labels")
     complete = True
     with httpx.Client(base_url=mesh.url_of("ingest-api"), timeout=10) as client:
         for sample in samples:
@@ -227,21 +228,39 @@ def _classify_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], boo
             began = time.perf_counter()
             answer = client.post("/upload", files={"file": (sample.name, sample.read_bytes())})
             if answer.status_code != 202:
-                table.add_row(sample.name, *["-"] * (len(names) + 1), f"refused: {answer.text}")
+                table.add_row(sample.name, *["-"] * (len(names) + 2), f"refused: {answer.text}")
                 complete = False
                 continue
             found = _result(client, answer.json()["image_id"], mesh, stopped)
             took = time.perf_counter() - began
+            codes = _codes(client, answer.json()["image_id"], mesh, stopped)
             labels = {item["classifier"]: item for item in found["predictions"]}
-            complete = complete and found["status"] == "done" and set(names) <= set(labels)
+            labelled = found["status"] == "done" and set(names) <= set(labels)
+            complete = complete and labelled and codes is not None
             cells = [
                 f"{answer['label']} {answer['confidence']:.0%}" if answer else "-"
                 for answer in (*map(labels.get, names), found["consensus"])
             ]
             end = f"{took * 1000:.0f} ms" if found["status"] == "done" else (found["error"] or "no result")
-            table.add_row(sample.name, *cells, end)
+            shown = "no result" if codes is None else "\n".join(code["content"] for code in codes) or "-"
+            table.add_row(sample.name, *cells, Text(shown), end)
     Console().print(table)
     return complete and not stopped()
+
+
+def _codes(
+    client: Any, image_id: str, mesh: Mesh, stopped: Callable[[], bool]
+) -> list[dict[str, Any]] | None:
+    """The QR codes of a picture; None when nobody has looked for any in time."""
+    deadline = time.monotonic() + _RESULT_SECONDS
+    while not stopped() and time.monotonic() < deadline:
+        found: dict[str, Any] = client.get(f"/results/{image_id}").json()
+        ended = {one["worker"] for one in found.get("outcomes", ()) if one["state"] in ("done", "skipped")}
+        if "qr-decoder" in ended:
+            return list(found["qr_codes"])
+        mesh.tend()
+        time.sleep(_POLL_SECONDS)
+    return None
 
 
 def _result(client: Any, image_id: str, mesh: Mesh, stopped: Callable[[], bool]) -> dict[str, Any]:
