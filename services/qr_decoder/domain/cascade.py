@@ -334,10 +334,10 @@ _LIGHT: Final = (
     "whole",
     "grid",
     "located",
+    "equalize",
     "clahe",
     "histogram",
     "downscale",
-    "sharpen",
     "grid-whole",
 )
 
