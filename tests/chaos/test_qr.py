@@ -1,0 +1,75 @@
+"""A replica of qr-decoder dies in the middle of its work, and every picture's codes are stored once."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import segno
+from PIL import Image
+
+from chaos.rig import Rig, eventually, open_rig, size
+
+pytestmark = [pytest.mark.native, pytest.mark.timeout(900)]
+
+PICTURES = size("MESH_CHAOS_QR_PICTURES", 60)
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with open_rig(tmp_path_factory.mktemp("qr"), "native", scale={"qr-decoder": 2}, settings={}) as rig:
+        yield rig
+
+
+def contents(number: int) -> list[str]:
+    """Of the codes of a picture: none to two."""
+    return [f"picture {number}, code {place}" for place in range(number % 3)]
+
+
+def picture(number: int) -> bytes:
+    """A JPEG with its codes side by side, different for each number."""
+    sheet = Image.effect_noise((420, 180), 10 + number % 7).point(lambda value: min(255, value + 100))
+    for place, content in enumerate(contents(number)):
+        file = io.BytesIO()
+        segno.make(content, error="m", micro=False).save(file, kind="png", scale=5)
+        sheet.paste(Image.open(file).convert("L"), (10 + 205 * place, 5))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=90, comment=str(number))
+    return buffer.getvalue()
+
+
+def test_killing_a_decoder_half_way_stores_every_picture_s_codes_once(rig: Rig) -> None:
+    def upload(number: int) -> int:
+        form = {"image_id": f"qr-{number}", "tasks": "qr"}
+        files = {"file": ("p.jpg", picture(number), "image/jpeg")}
+        return rig.client.post("/upload", data=form, files=files).status_code
+
+    statuses: list[int] = []
+    with ThreadPoolExecutor(4) as clients:
+        uploading = threading.Thread(target=lambda: statuses.extend(clients.map(upload, range(PICTURES))))
+        uploading.start()
+        eventually(lambda: rig.decoded("qr") >= PICTURES // 2, "half of the pictures decoded")
+        decoders = [replica for replica in rig.mesh.replicas if replica.service.name == "qr-decoder"]
+        shares = rig.query(
+            "SELECT count(*) FROM task_outcomes "
+            "WHERE image_id LIKE 'qr-%%' AND worker = 'qr-decoder' AND state = 'running'"
+        )
+        victim = decoders[0]
+        assert victim.pid is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        uploading.join()
+    assert statuses == [202] * PICTURES
+    eventually(lambda: rig.decoded("qr") == PICTURES, "all pictures decoded")
+    eventually(lambda: rig.lag() == 0, "all offsets committed")
+    eventually(lambda: victim.restarts == 1, "the victim started again")
+
+    stored = rig.query("SELECT image_id, content FROM qr_codes WHERE image_id LIKE 'qr-%%'")
+    expected = [(f"qr-{number}", content) for number in range(PICTURES) for content in contents(number)]
+    assert sorted(stored) == sorted(expected)
+    assert rig.dead_letters() == 0
+    print(f"{PICTURES} pictures, {len(stored)} codes, one of two replicas killed, {shares[0][0]} in hand")
