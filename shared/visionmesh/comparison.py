@@ -127,6 +127,14 @@ def compare_extractors(
     ]
 
 
+def counterpart(model: str, classifiers: Iterable[str]) -> str | None:
+    """Which of these classifiers the name of a model speaks of, None when of none: `classifier-fast`,
+    `classifier-fast-resnet50-pca` and `mine-fast` all speak of `fast`. Of two, the one with the longer name.
+    """
+    named = [classifier for classifier in classifiers if f"-{classifier}-" in f"-{model}-"]
+    return max(named, key=lambda classifier: (len(classifier), classifier), default=None)
+
+
 P = TypeVar("P")
 
 

@@ -40,7 +40,8 @@ def store(postgres_dsn: str, tmp_path: Path) -> Iterator[PostgresResultStore]:
             "extractor": extractor(version="2"),
             "extractor-fp32": extractor(version="2", space="extractor@2"),
             "classifier-fast": classifier(favourite="cat", extractor="extractor@2", version="2"),
-            "other-fast": classifier(favourite="dog", extractor="other@1"),
+            # As `mesh models build other` names it.
+            "classifier-fast-other": classifier(favourite="dog", extractor="other@1"),
         },
     )
     with psycopg.connect(postgres_dsn) as connection:
@@ -105,7 +106,7 @@ def test_one_object_holds_every_comparison(store: PostgresResultStore) -> None:
         "shadow_descriptor_count": 20,
         "distance": 0,
         "shadow_latency_ms": {"p50": 0.75, "p95": 0.75},
-        # It finds a cat in everything, and 30 of the stored labels are dogs. `other-fast` takes no part.
+        # It finds a cat in everything, and 30 of the stored labels are dogs. The other space takes no part.
         "labels": [{"classifier": "fast", "model": "classifier-fast@2", "pictures": 300, "agreement": 0.9}],
     }
 
@@ -137,7 +138,7 @@ def test_a_shadow_of_another_space_is_tried_with_that_spaces_classifiers(store: 
     (found,) = json.loads(run("feature-extractor", "--json").stdout)["extractors"]
     assert (found["same_space"], found["distance"]) == (False, None)
     assert found["labels"] == [
-        {"classifier": "fast", "model": "other-fast@1.0.0", "pictures": 1, "agreement": 0}
+        {"classifier": "fast", "model": "classifier-fast-other@1.0.0", "pictures": 1, "agreement": 0}
     ]
 
 

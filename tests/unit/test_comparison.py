@@ -16,6 +16,7 @@ from visionmesh.comparison import (
     SpaceClassifier,
     compare_classifiers,
     compare_extractors,
+    counterpart,
 )
 from visionmesh.results import (
     FeaturesPair,
@@ -131,6 +132,22 @@ def test_a_classifier_for_the_shadows_space_is_held_against_the_stored_labels_of
         LabelAgreement("fast", "tiny-fast@1", 3, 2 / 3),
         LabelAgreement("accurate", "tiny-accurate@1", 2, 0.5),
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "classifier"),
+    [
+        ("classifier-fast", "fast"),
+        ("classifier-fast-resnet50-pca", "fast"),
+        ("mine-fast", "fast"),
+        ("classifier-fast-night", "fast-night"),
+        ("classifier-fastest", None),
+        ("classifier-svm", None),
+    ],
+)
+def test_the_name_of_a_model_says_whose_counterpart_it_is(model: str, classifier: str | None) -> None:
+    assert counterpart(model, ["accurate", "fast", "fast-night"]) == classifier
+    assert counterpart(model, []) is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -115,16 +115,14 @@ def compare_all(
             shadow, shadows.predictions(shadow, within_seconds=seconds, limit=limit)
         )
     ]
-    extractors = [
-        comparison
-        for shadow in (shadows.extractors(within_seconds=seconds) if wanted in (None, EXTRACTOR) else ())
-        for comparison in compare_extractors(
-            shadow,
-            shadows.features(shadow, within_seconds=seconds, limit=limit),
-            lambda address: space_of(models, address),
-            _classifiers_for(models, space_of(models, shadow)),
+    extractors = []
+    for extractor in shadows.extractors(within_seconds=seconds) if wanted in (None, EXTRACTOR) else ():
+        pairs = shadows.features(extractor, within_seconds=seconds, limit=limit)
+        stored = {classifier for pair in pairs for classifier in pair.labels}
+        candidates = _classifiers_for(models, space_of(models, extractor), stored)
+        extractors += compare_extractors(
+            extractor, pairs, lambda address: space_of(models, address), candidates
         )
-    ]
     return Comparisons(seconds, limit, classifiers, extractors)
 
 
@@ -148,24 +146,24 @@ def _models() -> ModelStore | None:
         return None
 
 
-def _classifiers_for(models: ModelStore | None, space: str) -> list[SpaceClassifier]:
-    """The classifiers for descriptors of `space` that have a counterpart: `x-fast` is one of `fast`."""
-    from visionmesh.comparison import SpaceClassifier
+def _classifiers_for(models: ModelStore | None, space: str, stored: Collection[str]) -> list[SpaceClassifier]:
+    """The classifiers for descriptors of `space` that have a counterpart among those that are stored."""
+    from visionmesh.comparison import SpaceClassifier, counterpart
     from visionmesh.model_store import ModelError
 
     if models is None:
         return []
     found = []
     for name in models.names("classifier"):
-        if models.describe(name).get("extractor") != space:
+        answers_for = counterpart(name, stored)
+        if answers_for is None or models.describe(name).get("extractor") != space:
             continue
         try:
             model = models.load(name)
         except (ModelError, ImportError) as error:
             complain(f"{name} is left out: {error}")
             continue
-        counterpart = name.rpartition("-")[2]
-        found.append(SpaceClassifier(counterpart, model.address, model.descriptor_count, _labels_by(model)))
+        found.append(SpaceClassifier(answers_for, model.address, model.descriptor_count, _labels_by(model)))
     return found
 
 
