@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from typing import Final
 
 import structlog
 from fastapi import FastAPI
 
+from ingest_api.annotated import Draw, annotated_routes
 from ingest_api.http import result_routes, upload_routes
 from ingest_api.intake import Intake
 from ingest_api.outbox import Announcer, Outbox
 from visionmesh.consensus import Fitted
 from visionmesh.database import Database
+from visionmesh.drawing import draw_on
 from visionmesh.errors import Unavailable
 from visionmesh.http import create_app
+from visionmesh.isolated import Isolated
 from visionmesh.kafka import KafkaPublisher
 from visionmesh.model_store import ModelError, ModelStore
 from visionmesh.object_store import ObjectStore, S3ObjectStore
@@ -41,6 +44,7 @@ def compose(
     images: Images,
     store: ObjectStore,
     publisher: Announcer,
+    draw: Draw,
     database_check: Check,
     fitted: Fitted | None = None,
 ) -> FastAPI:
@@ -76,6 +80,7 @@ def compose(
     app.include_router(upload_routes(intake, max_files=settings.upload_max_files))
     awaited = classifiers(settings.extra_classifiers)
     app.include_router(result_routes(images, store, classifiers=awaited, fitted=fitted))
+    app.include_router(annotated_routes(images, store, draw, max_bytes=settings.upload_max_bytes))
     return app
 
 
@@ -96,12 +101,19 @@ def fitted_consensus(settings: Settings) -> Fitted | None:
 def serve(settings: Settings) -> int:
     configure(SERVICE, settings)
     fitted = fitted_consensus(settings)
-    with Database.from_settings(settings) as database:
+    # Its child is started by the first drawing that somebody asks for.
+    isolated = Isolated(
+        draw_on,
+        deadline_seconds=settings.isolated_deadline_seconds,
+        memory_bytes=settings.isolated_memory_bytes,
+    )
+    with Database.from_settings(settings) as database, closing(isolated):
         app = compose(
             settings,
             PostgresImages(database),
             S3ObjectStore.from_settings(settings),
             KafkaPublisher(settings),
+            isolated.call,
             database.ping,
             fitted,
         )

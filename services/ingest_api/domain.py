@@ -146,6 +146,7 @@ def links(image_id: str) -> dict[str, str]:
         "results": f"/results/{name}",
         "image": f"/images/{name}",
         "content": f"/images/{name}/content",
+        "annotated": f"/images/{name}/annotated?task=qr",
     }
 
 

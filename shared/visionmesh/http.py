@@ -49,6 +49,7 @@ _STATUS: Final = {
     "malformed_multipart": 400,
     "no_file": 400,
     "not_an_image": 415,
+    "not_finished": 409,
     "not_found": 404,
     "not_multipart": 415,
     "object_not_found": 404,

@@ -19,11 +19,13 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from PIL import Image
+from PIL import Image, ImageChops
 
 from ingest_api.__main__ import compose, fitted_consensus
+from visionmesh.drawing import draw_on
 from visionmesh.errors import Unavailable
-from visionmesh.results import FeaturesRow, OutcomeRow, PredictionRow
+from visionmesh.qr_code import QrCode
+from visionmesh.results import FeaturesRow, OutcomeRow, PredictionRow, QrCodesRow
 from visionmesh.settings import Settings
 from visionmesh.testing.kafka import MemoryBroker
 from visionmesh.testing.object_store import MemoryObjectStore
@@ -76,7 +78,9 @@ class Service:
             upload_max_files=MAX_FILES,
             extra_classifiers=self.extra_classifiers,
         )
-        app = compose(settings, self.images, self.store, self.broker.publisher(), self.images.pending)
+        app = compose(
+            settings, self.images, self.store, self.broker.publisher(), draw_on, self.images.pending
+        )
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = self._listener.getsockname()
         self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
@@ -523,6 +527,51 @@ def test_the_weights_of_the_consensus_are_read_from_models_toml_if_they_can_be(
         (tmp_path / "models.toml").write_text(f"[consensus]\n{table}\n")
     fitted = fitted_consensus(Settings(models_dir=tmp_path, built_models_dir=tmp_path / "none"))
     assert (None if fitted is None else fitted.weights) == weights
+
+
+def square(left: int, top: int, side: int) -> QrCode:
+    right, bottom = left + side, top + side
+    corners = ((left, top), (right, top), (right, bottom), (left, bottom))
+    return QrCode("text", b"text", corners, "zxing", "qr", 2, "whole", False, "raw", None, 0.9, 1.0)
+
+
+def greenest(picture: Image.Image, where: tuple[int, int, int, int]) -> int:
+    """How much greener than red the greenest pixel of a part of the picture is."""
+    red, green, _ = picture.crop(where).convert("RGB").split()
+    return int(ImageChops.subtract(green, red).getextrema()[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "media_type"), [("JPEG", "image/jpeg"), ("PNG", "image/png"), ("GIF", "image/png")]
+)
+def test_a_picture_is_shown_with_its_codes(service: Service, kind: str, media_type: str) -> None:
+    file = io.BytesIO()
+    Image.new("L", (300, 200), 200).save(file, kind)
+    answer = service.upload(file.getvalue()).json()
+    image_id = answer["image_id"]
+    expect_error(service.http.get(answer["links"]["annotated"]), 409, "not_finished")
+    service.results.save(
+        [QrCodesRow(image_id, (square(40, 30, 60),)), OutcomeRow(image_id, "qr-decoder", "done")]
+    )
+    shown = service.http.get(answer["links"]["annotated"])
+    assert shown.status_code == 200, shown.text
+    assert shown.headers["content-type"] == media_type
+    picture = Image.open(io.BytesIO(shown.content))
+    assert picture.size == (300, 200)
+    assert greenest(picture, (36, 50, 44, 70)) > 50, "the left edge of the code"
+    assert greenest(picture, (150, 0, 300, 200)) < 10, "where there is nothing"
+
+
+def test_what_cannot_be_drawn(service: Service) -> None:
+    expect_error(service.http.get("/images/x/annotated"), 404, "image_not_found")
+    service.results.save([QrCodesRow("plain", (square(1, 1, 5),)), OutcomeRow("plain", "qr-decoder", "done")])
+    expect_error(service.http.get("/images/plain/annotated"), 404, "image_not_found")
+    image_id = service.upload(jpeg()).json()["image_id"]
+    expect_error(service.http.get(f"/images/{image_id}/annotated?task=fly"), 422, "invalid_request")
+    service.results.save([OutcomeRow(image_id, "qr-decoder", "failed", "truncated_image: It ends.")])
+    answer = service.http.get(f"/images/{image_id}/annotated")
+    expect_error(answer, 409, "not_finished")
+    assert "truncated_image: It ends." in answer.json()["error"]
 
 
 def test_a_failed_picture_says_why(service: Service) -> None:
