@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import resource
 import sys
 import time
 from collections import defaultdict
@@ -111,23 +110,24 @@ def main(arguments: Sequence[str] = ()) -> int:
 def _readers(qrdet: Path, wanted: list[str]) -> dict[str, Reader]:
     """All readers that can run here, or those of them that are wanted."""
     locators = _locators()
-    readers = {
-        "cascade": qr_readers.ours("cascade", locators),
-        "zxing-cpp": qr_readers.zxing,
-        "pyzbar": qr_readers.zbar,
-        "OpenCV": qr_readers.opencv,
+    known: dict[str, Callable[[], Reader]] = {
+        "cascade": lambda: qr_readers.ours("cascade", locators),
+        "light": lambda: qr_readers.ours("light"),
+        "ultralight": lambda: qr_readers.ours("ultralight"),
+        "zxing-cpp": lambda: qr_readers.zxing,
+        "pyzbar": lambda: qr_readers.zbar,
+        "OpenCV": lambda: qr_readers.opencv,
     }
-    for size, locator in locators.items():
-        readers[f"locator-{size}"] = qr_readers.ours(f"locator-{size}", {size: locator})
+    for size in locators:
+        known[f"locator-{size}"] = lambda size=size: qr_readers.ours(f"locator-{size}", locators)  # type: ignore[misc]
     if {"s", "m"} <= locators.keys():
-        readers["hybrid"] = qr_readers.ours("hybrid", locators)
+        known["hybrid"] = lambda: qr_readers.ours("hybrid", locators)
     if qrdet.is_file():
-        readers["QRDet-n as QReader"] = qr_readers.qreader(qrdet)
-        readers["QRDet-n, our decoding"] = qr_readers.ours("locator-n", {"n": load("qrdet-n", qrdet)})
-    for name in ("light", "ultralight"):
-        if name in wanted:
-            readers[name] = qr_readers.ours(name)
-    return {name: reader for name, reader in readers.items() if not wanted or name in wanted}
+        known["QRDet-n as QReader"] = lambda: qr_readers.qreader(qrdet)
+        known["QRDet-n, our decoding"] = lambda: qr_readers.ours("locator-n", {"n": load("n", qrdet)})
+        known["cascade with QRDet-n"] = lambda: qr_readers.ours("cascade", {"n": load("n", qrdet)})
+    usual = [name for name in known if name not in ("light", "ultralight", "cascade with QRDet-n")]
+    return {name: known[name]() for name in wanted or usual}
 
 
 def _locators() -> dict[str, Locator]:
@@ -341,15 +341,16 @@ def _child(
     reader = _readers(qrdet, [name])[name]
     # Loads what is loaded lazily.
     reader(np.full((64, 64, 3), 255, np.uint8))
-    loaded = _resident()
+    loaded = _memory_of_this_process("VmRSS")
     for file in files:
         reader(images.decode(file.read_bytes()))
-    queue.put((loaded, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    queue.put((loaded, _memory_of_this_process("VmHWM")))
 
 
-def _resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1024 / 1024
+def _memory_of_this_process(field: str) -> float:
+    """Megabytes. `ru_maxrss` would be that of the parent, from which a spawned process begins."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 
 # Levels.

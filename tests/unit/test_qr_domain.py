@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterator
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import segno
 from numpy.typing import NDArray
+from PIL import Image
 
 from qr_decoder import domain
 from qr_decoder.domain import cascade, decoders, transforms
 from qr_decoder.domain.locator import Located
+from visionmesh import images
 
 Grey = NDArray[np.uint8]
 
@@ -303,6 +306,30 @@ def test_reading_twice_gives_the_same() -> None:
 def test_a_file_is_decoded_first() -> None:
     data = cv2.imencode(".png", make("from a file"))[1].tobytes()
     assert [code.content for code in domain.decode(data).codes] == ["from a file"]
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".webp"])
+def test_brightness_alone_is_that_of_the_colours(ending: str) -> None:
+    generator = np.random.default_rng(1)
+    colours = cv2.resize(generator.integers(0, 256, (9, 7, 3)).astype(np.uint8), (210, 270))
+    data = cv2.imencode(ending, colours)[1].tobytes()
+    expected = cv2.cvtColor(images.decode(data), cv2.COLOR_RGB2GRAY).astype(int)
+    assert np.abs(images.decode_grey(data) - expected).max() <= 3
+
+
+def test_brightness_is_upright_and_what_is_transparent_is_white() -> None:
+    lying = Image.new("L", (40, 20), 200)
+    lying.paste(0, (0, 0, 10, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    lying.save(file, "JPEG", exif=exif.tobytes())
+    grey = images.decode_grey(file.getvalue())
+    assert grey.shape == (40, 20)
+    assert grey[:8].max() < 30 < 170 < grey[12:].min()
+    clear = io.BytesIO()
+    Image.new("RGBA", (5, 5), (0, 0, 0, 0)).save(clear, "PNG")
+    assert (images.decode_grey(clear.getvalue()) == 255).all()
 
 
 def test_crops_are_read_from_any_corner_on() -> None:

@@ -47,9 +47,9 @@ def decode(
     budget_ms: float = BUDGET,
     locators: Mapping[str, Locator] | None = None,
 ) -> Result:
-    """Every code of a picture file. The budget begins when the picture is decoded.
+    """Every code of a picture file, by its brightness. The budget begins when the picture is decoded.
 
     Runs native decoders on someone else's bytes, so it is made to be sent to a child process.
     Raises `Rejected` with a code of `visionmesh.images`, and `UnknownLevelError`.
     """
-    return read(images.decode(data), profile=profile, budget_ms=budget_ms, locators=locators)
+    return read(images.decode_grey(data), profile=profile, budget_ms=budget_ms, locators=locators)

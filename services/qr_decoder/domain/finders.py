@@ -33,6 +33,7 @@ _LEAST_PICTURE: Final = 24
 # of 8 rays at first, then of all. Damage and glare take some.
 _RAYS: Final = 48
 _STEPS: Final = 48
+_AT_ONCE: Final = 512
 _COARSE_RAYS: Final = 0.6
 _FINE_RAYS: Final = 0.65
 
@@ -129,13 +130,15 @@ def _in_binary(dark: NDArray[np.uint8]) -> list[Finder]:
     numbers = _compact(stats, max(dark.shape))
     if not len(numbers):
         return []
-    reach = stats[numbers, 2:4].max(axis=1) / 2 + 0.5
-    inner, outer = _crossings(dark, centres[numbers], reach, 8)
-    numbers = numbers[_like_a_finder(inner, outer) >= _COARSE_RAYS]
+    # A few at a time: grain and text have tens of thousands of such squares, each with hundreds of points.
+    likely = [
+        part[_like_a_finder(*_crossings(dark, centres[part], _reach(stats[part]), 8)) >= _COARSE_RAYS]
+        for part in np.array_split(numbers, len(numbers) // _AT_ONCE + 1)
+    ]
+    numbers = np.concatenate(likely)[:_AT_ONCE]
     if not len(numbers):
         return []
-    reach = stats[numbers, 2:4].max(axis=1) / 2 + 0.5
-    inner, outer = _crossings(dark, centres[numbers], reach, _RAYS)
+    inner, outer = _crossings(dark, centres[numbers], _reach(stats[numbers]), _RAYS)
     share = _like_a_finder(inner, outer)
     found = []
     for n, number in enumerate(numbers):
@@ -144,6 +147,11 @@ def _in_binary(dark: NDArray[np.uint8]) -> list[Finder]:
             if finder is not None:
                 found.append(finder)
     return found
+
+
+def _reach(stats: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Half of the longer side of each component, in pixels."""
+    return np.asarray(stats[:, 2:4].max(axis=1) / 2 + 0.5)
 
 
 def _compact(stats: NDArray[np.int32], longest: int) -> NDArray[np.intp]:
