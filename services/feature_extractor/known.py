@@ -15,17 +15,20 @@ if TYPE_CHECKING:
 
 _VALUE: Final = np.dtype("<f4")
 
+_MODEL_DIGITS: Final = 12
+
 
 class Known:
     """What one model once gave for the bytes of a picture file, by their sha256.
 
-    The key is `descriptors:<name@version>:<sha256 in hex>`, the value the descriptors as they came from the
-    model, float32 little-endian.
+    The key is `descriptors:<name@version>:<12 digits of the model's sha256>:<sha256 of the picture>`, in hex,
+    the value the descriptors as they came from the model, float32 little-endian. Name and version are not
+    enough: a model that is trained or registered again may have those of another one.
     """
 
     def __init__(self, cache: Cache, model: Model) -> None:
         self._cache = cache
-        self._prefix = f"descriptors:{model.address}:"
+        self._prefix = f"descriptors:{model.address}:{model.sha256[:_MODEL_DIGITS]}:"
         self._bytes = model.descriptor_count * _VALUE.itemsize
 
     def find(self, digests: Collection[str]) -> dict[str, NDArray[np.float32]]:

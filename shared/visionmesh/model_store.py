@@ -40,6 +40,7 @@ class Model:
     space: the coordinates that an extractor's descriptors are in, named as the `name@version` that gave
         them first: variants of one net share a space.
     extractor: the space of the descriptors that a classifier was trained on.
+    sha256: of the file, in hex.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Model:
     descriptor_count: int
     space: str
     extractor: str | None
+    sha256: str
     session: onnxruntime.InferenceSession
 
     @property
@@ -140,6 +142,7 @@ def load_model(
             descriptor_count=int(table["descriptor_count"]),
             space=str(table.get("space", f"{name}@{table['version']}")),
             extractor=table.get("extractor"),
+            sha256=table["sha256"],
             session=session,
         )
     except KeyError as missing:
@@ -214,9 +217,9 @@ def _check_graph(
 
 def _try(model: Model) -> None:
     """One row through the model: what it can't answer at all is found before the first message is."""
-    shape = [1, *(size or 1 for size in model.input_shape[1:])]
     rows: list[tuple[int, ...]]
     if model.kind == "extractor":
+        shape = [1, *(size or 1 for size in model.input_shape[1:])]
         values, rows = np.zeros(shape, np.uint8), [(1, model.descriptor_count)]
     else:
         values, rows = np.zeros((1, model.descriptor_count), np.float32), [(1,), (1, len(model.labels))]

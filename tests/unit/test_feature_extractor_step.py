@@ -30,8 +30,17 @@ class MeanModel:
 
     kind = "extractor"
 
-    def __init__(self, name: str = "mean", *, side: int = 32, width: int = 20, space: str = "mean@1") -> None:
+    def __init__(
+        self,
+        name: str = "mean",
+        *,
+        side: int = 32,
+        width: int = 20,
+        space: str = "mean@1",
+        content: str = "mean",
+    ) -> None:
         self.name = name
+        self.sha256 = sha256(content.encode()).hexdigest()
         self.address = f"{name}@1"
         self.space = space
         self.side = side
@@ -85,6 +94,11 @@ def message(name: str, tasks: tuple[str, ...] | None = None, *, sha256: str | No
 
 def digest(name: str) -> str:
     return sha256(OBJECTS[f"raw-images/{name}"]).hexdigest()
+
+
+def key_of(name: str) -> str:
+    """Of a picture that was seen by `MeanModel`, in the cache."""
+    return f"descriptors:mean@1:{sha256(b'mean').hexdigest()[:12]}:{digest(name)}"
 
 
 def kinds(verdicts: Sequence[Verdict]) -> list[str]:
@@ -264,7 +278,7 @@ def test_a_false_digest_files_nothing_under_it() -> None:
     step = make_step(fetch, prepare, source(), cache)
     (verdict,) = step([message("1.png", sha256=digest("2.png"))])
     assert [verdict] == plain_step()([message("1.png")])
-    assert list(cache.values) == [f"descriptors:mean@1:{digest('1.png')}"]
+    assert list(cache.values) == [key_of("1.png")]
     assert step([message("2.png")]) == plain_step()([message("2.png")])
 
 
@@ -280,7 +294,7 @@ def test_a_digest_that_is_none_is_not_asked_for(claim: str) -> None:
     cache = Asked()
     step = make_step(fetch, prepare, source(), cache)
     assert step([message("1.png", sha256=claim)]) == plain_step()([message("1.png")])
-    assert cache.keys == [f"descriptors:mean@1:{digest('1.png')}"]
+    assert cache.keys == [key_of("1.png")]
 
 
 @pytest.mark.parametrize("claimed", [False, True])
@@ -298,7 +312,7 @@ def test_equal_pictures_of_a_batch_are_computed_once(claimed: bool) -> None:
 
 def test_values_of_another_length_are_computed_again_and_replaced() -> None:
     cache, model = MemoryCache(), MeanModel()
-    key = f"descriptors:mean@1:{digest('1.png')}"
+    key = key_of("1.png")
     cache.put_many({key: b"damaged"})
     step = make_step(fetch, prepare, source(model), cache)
     for claim in (None, digest("1.png")):
@@ -307,9 +321,14 @@ def test_values_of_another_length_are_computed_again_and_replaced() -> None:
     assert len(cache.values[key]) == 80
 
 
-def test_models_do_not_take_each_other_s_descriptors() -> None:
+@pytest.mark.parametrize(
+    "other",
+    [MeanModel("other", side=16, width=10, space="other@1"), MeanModel(content="trained again")],
+    ids=["another name", "the same name"],
+)
+def test_models_do_not_take_each_other_s_descriptors(other: MeanModel) -> None:
     cache = MemoryCache()
-    one, other = MeanModel(), MeanModel("other", side=16, width=10, space="other@1")
+    one = MeanModel()
     messages = [message("1.png"), message("2.png", sha256=digest("2.png"))]
     for _ in range(2):
         for model in (one, other):
