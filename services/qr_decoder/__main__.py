@@ -26,21 +26,26 @@ PORT: Final = 8008
 # is read again.
 _BATCH: Final = 8
 
-# From the end of the budget to the deadline of the child: decoding the file, and the attempt under way.
-_HEADROOM_SECONDS: Final = 2.0
+# The largest budget that can be asked for over HTTP, unless the service's own is larger.
+_LONGEST_BUDGET_MS: Final = 5000
+
+# From the end of the budget to the deadline of the child: decoding the file, and the attempt under way, on a
+# machine that may be busy. The deadline is for what hangs; too early, it would lose what was read.
+_HEADROOM_SECONDS: Final = 5.0
 
 
 def serve(settings: Settings) -> int:
     logs.configure(SERVICE, settings)
-    # The deadline is for what hangs; a budget that ends too late would lose what was read.
-    deadline = max(settings.isolated_deadline_seconds, settings.qr_budget_ms / 1000 + _HEADROOM_SECONDS)
+    max_budget_ms = max(_LONGEST_BUDGET_MS, settings.qr_budget_ms)
     objects = S3ObjectStore.from_settings(settings)
     fetch = partial(objects.get, max_bytes=settings.upload_max_bytes)
     with (
         Database.from_settings(settings) as database,
         Isolated(
             read_one,
-            deadline_seconds=deadline,
+            deadline_seconds=max(
+                settings.isolated_deadline_seconds, max_budget_ms / 1000 + _HEADROOM_SECONDS
+            ),
             memory_bytes=settings.isolated_memory_bytes,
             processes=settings.qr_processes,
             preload=(DOMAIN,),
@@ -69,7 +74,7 @@ def serve(settings: Settings) -> int:
             own_profile=settings.qr_profile,
             checks=checks,
             max_bytes=settings.upload_max_bytes,
-            max_budget_ms=round(1000 * (deadline - _HEADROOM_SECONDS)),
+            max_budget_ms=max_budget_ms,
         )
         return run_service(app, worker, port=PORT, settings=settings)
 

@@ -96,6 +96,8 @@ def read_one(asked: Asked) -> Found:
     Raises `Rejected` with a code of `visionmesh.images`, `unknown_profile`, and `profile_unavailable` when a
     decoder that the profile names is not installed.
     """
+    import cv2
+
     from qr_decoder import domain
 
     try:
@@ -107,6 +109,11 @@ def read_one(asked: Asked) -> Found:
         )
     except domain.UnknownLevelError as error:
         raise Rejected("unknown_profile", str(error)) from error
+    except cv2.error as error:
+        # OpenCV has a name of its own for it.
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from error
+        raise
     except ImportError as error:
         raise Rejected(
             "profile_unavailable", f"A decoder of profile {asked.profile!r} is not installed here: {error}."

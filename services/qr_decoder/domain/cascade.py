@@ -7,9 +7,9 @@ which levels are tried, in which order; `LEVELS` gives each its number, which is
 is tried only for a sign of another code: `whole` when a code that was read is small in the reduced picture,
 or when there are, outside of all codes read, two finder patterns of one size or a place where a decoder saw a
 code that it could not correct; `grid` for three finder patterns out there that fit together and have timing
-patterns between them; `located` for such a place; the others are not. A picture that shows more codes than it
-gives signs of is not searched further: that is the price for not spending the whole budget on every picture
-with one code.
+patterns between them; `located` for such a place; the others are not. Nothing is when the codes read fill
+most of the picture. A picture that shows more codes than it gives signs of is not searched further: that is
+the price for not spending the whole budget on every picture with one code.
 
 The budget is looked at between attempts. An attempt is never broken off, so that a reading can come late by
 one attempt; whoever needs a hard limit runs this in a child process.
@@ -42,6 +42,9 @@ BUDGET: Final = 2000.0
 
 # Triples that are followed; a picture of texture has hundreds.
 _TRIPLES: Final = 60
+
+# The share of the picture that codes take when nobody would have laid others beside them.
+_FILLED: Final = 0.3
 
 # How many of the best triples are looked at for a sign of a further code; how much one may cost to be a
 # sign, and how well its timing patterns must correlate.
@@ -108,6 +111,12 @@ class Scene:
     def shrunk(self) -> bool:
         """Whether the reduced picture is another than the grey one."""
         return self.reduced.grey is not self.grey
+
+    @property
+    def filled(self) -> bool:
+        """Whether the codes read leave little room for others."""
+        area = sum(float(cv2.contourArea(quad)) for quad in self.read)
+        return area > _FILLED * self.grey.size
 
     @cached_property
     def finders(self) -> list[Finder]:
@@ -392,7 +401,7 @@ def read(
     tried: list[str] = []
     truncated = False
     for name in levels_of(profile):
-        if gathered.codes and not _SIGNS_FOR.get(name, _never)(scene):
+        if gathered.codes and (scene.filled or not _SIGNS_FOR.get(name, _never)(scene)):
             continue
         tried.append(name)
         for attempt in LEVELS[name](scene):

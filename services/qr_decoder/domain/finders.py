@@ -244,7 +244,7 @@ def _straightened(corners: Points, rim: Points) -> Points:
         near = rim[(along > 0.12) & (along < 0.88) & (np.abs(off) < 0.2 * length)]
         if len(near) < 3:
             return corners
-        lines.append(cv2.fitLine(near, cv2.DIST_HUBER, 0, 0.01, 0.01).ravel())
+        lines.append(cv2.fitLine(near, cv2.DIST_L2, 0, 0.01, 0.01).ravel())
     found = []
     for n in range(4):
         ux, uy, px, py = lines[n - 1]

@@ -111,7 +111,7 @@ def alignment_patterns(version: int) -> tuple[tuple[int, int], ...]:
     return tuple((row, column) for row in at for column in at if (row, column) not in corners)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=40)
 def function_patterns(version: int) -> tuple[Modules, Modules]:
     """The modules of finder, timing and alignment patterns as they have to be, and where they are known.
 
@@ -137,7 +137,7 @@ def function_patterns(version: int) -> tuple[Modules, Modules]:
     return dark, known
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=40)
 def _data_modules(version: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns of the modules that hold codewords, in the order of their bits (section 7.7.3)."""
     size = size_of(version)
@@ -253,9 +253,9 @@ def sequence_of(modules: Modules) -> Append | None:
     if version is None:
         return None
     for found in read_format(modules):
-        rows, columns = (at[:4] for at in _data_modules(version))
-        mode = (modules[rows, columns] ^ _mask(len(modules), found.mask)[rows, columns]).tolist()
-        if int("".join("1" if bit else "0" for bit in mode), 2) == _SEQUENCE_MODE:
+        # The first four bits lie in the bottom right corner, whatever the version.
+        corner = (modules ^ _mask(len(modules), found.mask))[:-3:-1, :-3:-1].ravel()
+        if int("".join("1" if bit else "0" for bit in corner), 2) == _SEQUENCE_MODE:
             fixed = repaired(modules)
             return None if fixed is None else fixed.sequence
     return None

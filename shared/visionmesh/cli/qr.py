@@ -70,11 +70,11 @@ def _read(
     from visionmesh import images
 
     try:
-        picture = images.decode(file.read_bytes())
-        result = domain.read(picture, profile=profile, budget_ms=budget_ms, locators=locators)
+        data = file.read_bytes()
+        result = domain.decode(data, profile=profile, budget_ms=budget_ms, locators=locators)
         if drawing is not None:
             drawing.parent.mkdir(parents=True, exist_ok=True)
-            domain.annotated(picture, result.codes).save(drawing)
+            domain.annotated(images.decode(data), result.codes).save(drawing)
     except Rejected as error:
         return {"file": str(file), "error": {"code": error.code, "message": error.reason}}
     except OSError as error:
