@@ -16,6 +16,7 @@ import onnx
 
 from training import classifiers, consensus, data, export, extractors, measure, report, tracking, widths
 from training.classifiers import Examples, Trial
+from training.seen import Seen
 from visionmesh.consensus import pool
 
 # Any number would do; this one is the day in the first example of an object's path.
@@ -24,8 +25,6 @@ EPOCHS = 40
 VERSION = "2.0.0"
 SPACE = f"extractor@{VERSION}"
 
-# Further than the net's own training shifts pictures, so that it does not know them as well.
-SHIFT = 4
 PLAIN = "training pictures as they are"
 SHIFTED = "training pictures, shifted"
 
@@ -35,8 +34,8 @@ NAMED = {"classifier-random-forest": "random-forest", "classifier-svm": "svm"}
 TABLES = """\
 # The models that are deployed, one table each; written by `make train`, which explains them in REPORT.md.
 # The extractor's top-1 is that of the softmax head it was trained with; a classifier's is that of the whole
-# way from picture to label, with the descriptors rounded to 4 digits as on the wire. Milliseconds are on one
-# core of the machine that trained; compare them with one another only.
+# way from picture to label, with the descriptors rounded to 4 digits as on the wire. Milliseconds are those of
+# one core of the machine that trained; compare them with one another only.
 """
 
 
@@ -60,7 +59,8 @@ def main() -> None:
     if not arguments.keep_extractor:
         tables, figures["extractor"] = train_extractors(dataset, arguments, common)
     deployed = onnx.load(folder / tables["extractor"]["file"])
-    found, figures["classifiers"] = train_classifiers(dataset, deployed, folder, common)
+    seen = Seen(dataset, deployed, arguments.seed)
+    found, figures["classifiers"] = train_classifiers(seen, folder, common)
     figures["decoding"] = extractors.decoding(arguments.seed)
     figures["made"] = _made(dataset, arguments)
     tables |= found
@@ -72,8 +72,7 @@ def main() -> None:
     }
     _add_seed(dataset, arguments, {role: table["metrics"]["top1"] for role, table in measured.items()})
     if not arguments.without_widths:
-        compared = widths.compare(dataset, widths.trunk_of(deployed), arguments.seed)
-        report.write(reports / report.WIDTHS, compared)
+        report.write(reports / report.WIDTHS, widths.compare(seen.features, seen.labels, arguments.seed))
     report.render(folder)
     tracking.record(
         tables,
@@ -165,16 +164,13 @@ def train_extractors(
 
 
 def train_classifiers(
-    dataset: data.Dataset, extractor: onnx.ModelProto, folder: Path, common: Mapping[str, Any]
+    seen: Seen, folder: Path, common: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Tries all candidates on the descriptors that the deployed extractor gives, writes the three chosen
     ones and those kept by name, and fits the consensus. Returns the tables and the figures.
     """
-    validation, test = (_examples(extractor, part) for part in (dataset.validation, dataset.test))
-    sources = {
-        PLAIN: _examples(extractor, dataset.train),
-        SHIFTED: _examples(extractor, _shifted(dataset.train, common["seed"])),
-    }
+    validation, test = seen.validation, seen.test
+    sources = {PLAIN: seen.plain(), SHIFTED: seen.shifted}
     tried: dict[str, list[Trial]] = {}
     for candidate in classifiers.CANDIDATES:
         tried[candidate.name] = classifiers.trials(candidate, sources, validation, common["seed"])
@@ -210,15 +206,6 @@ def train_classifiers(
         ],
         "consensus": agreed,
     }
-
-
-def _examples(extractor: onnx.ModelProto, pictures: data.Pictures) -> Examples:
-    return Examples(measure.rounded(export.run(extractor, pictures.rgb)[0]), pictures.labels)
-
-
-def _shifted(pictures: data.Pictures, seed: int) -> data.Pictures:
-    moved = data.shifted(pictures.rgb, SHIFT, np.random.default_rng(seed))
-    return data.Pictures(moved, pictures.labels)
 
 
 def _measured(trial: Trial, validation: Examples, test: Examples, folder: Path) -> dict[str, Any]:
@@ -304,17 +291,16 @@ def _record_seed(dataset: data.Dataset, arguments: argparse.Namespace) -> None:
     folder = arguments.models / report.FOLDER
     recipes = report.read(folder / report.FIGURES)["classifiers"]
     graph = export.quantized(export.extractor(_net(dataset, arguments)), dataset.train)
-    validation, test = (_examples(graph, part) for part in (dataset.validation, dataset.test))
-    train = _examples(graph, _shifted(dataset.train, arguments.seed))
+    seen = Seen(dataset, graph, arguments.seed)
     by_name = {candidate.name: candidate for candidate in classifiers.CANDIDATES}
     trials = {
         name: classifiers.best(
-            classifiers.trials(by_name[recipe], {SHIFTED: train}, validation, arguments.seed)
+            classifiers.trials(by_name[recipe], {SHIFTED: seen.shifted}, seen.validation, arguments.seed)
         )
         for name, recipe in recipes["chosen"].items()
     }
-    top1 = {role: _top1(trial, test) for role, trial in trials.items()}
-    top1["consensus"] = _agreed(trials, validation, test)["test"]["top1"]
+    top1 = {role: _top1(trial, seen.test) for role, trial in trials.items()}
+    top1["consensus"] = _agreed(trials, seen.validation, seen.test)["test"]["top1"]
     _add_seed(dataset, arguments, top1)
 
 

@@ -321,7 +321,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, chosen: NDArray[Any]) -> Examples:
+    def take(self, chosen: NDArray[Any] | slice) -> Examples:
         return Examples(self.descriptors[chosen], self.labels[chosen])
 
 
@@ -386,7 +386,8 @@ def _calibrated(
 
 
 def _folds(count: int) -> NDArray[np.int64]:
-    return np.arange(count) % FOLDS
+    """A fold for each picture; drawn, because pictures may come class by class or in turns."""
+    return np.random.default_rng(count).permutation(count) % FOLDS
 
 
 def best(found: Sequence[Trial]) -> Trial:

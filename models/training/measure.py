@@ -121,7 +121,7 @@ def rounded(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def speed(graph: onnx.ModelProto, values: NDArray[Any]) -> dict[str, float]:
-    """Milliseconds per picture on one core, alone and 64 at a time; medians."""
+    """Milliseconds of one core per picture, alone and 64 at a time; medians."""
     return {
         "ms_per_picture": _digits(np.median(_milliseconds(graph, values, 1, 300))),
         "ms_per_picture_of_64": _digits(np.median(_milliseconds(graph, values, 64, 20)) / 64),
@@ -129,7 +129,7 @@ def speed(graph: onnx.ModelProto, values: NDArray[Any]) -> dict[str, float]:
 
 
 def latency(graph: onnx.ModelProto, values: NDArray[Any]) -> dict[str, float]:
-    """Milliseconds on one core for one row and for 256 rows at once: the median and the 99th percentile."""
+    """Milliseconds of one core for one row and for 256 rows at once: the median and the 99th percentile."""
     alone = _milliseconds(graph, values, 1, ROUNDS)
     together = _milliseconds(graph, values, BATCH, ROUNDS_OF_BATCHES)
     return {
@@ -141,15 +141,16 @@ def latency(graph: onnx.ModelProto, values: NDArray[Any]) -> dict[str, float]:
 
 
 def _milliseconds(graph: onnx.ModelProto, values: NDArray[Any], batch: int, rounds: int) -> NDArray[Any]:
-    """Of each run with `batch` rows, the first tenth of the runs left out."""
+    """Processor time of each run with `batch` rows, the first tenth of the runs left out."""
     ready = session(graph)
     name = ready.get_inputs()[0].name
     seconds = []
     for number in range(rounds):
         chosen = values[np.arange(number, number + batch) % len(values)]
-        start = time.perf_counter()
+        # The thread's own time: other work of a shared machine costs this model nothing.
+        start = time.thread_time()
         ready.run(None, {name: chosen})
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.thread_time() - start)
     return 1000 * np.array(seconds[rounds // 10 :])
 
 

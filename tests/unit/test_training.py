@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from visionmesh.consensus import Fitted
 from visionmesh.model_store import ModelStore
 from visionmesh.settings import ROOT
 
@@ -108,8 +109,9 @@ def test_jpeg_files_are_read_and_split_without_overlap(data: ModuleType, tmp_pat
     assert np.array_equal(dataset.test.labels, labels)
 
 
-def test_the_split_depends_on_the_seed_alone(data: ModuleType, tmp_path: Path) -> None:
+def test_the_split_depends_on_its_seed_alone(data: ModuleType, tmp_path: Path) -> None:
     path = npz(tmp_path, train=50, test=20)
+    assert np.array_equal(data.load(path).train.rgb, data.load(path, seed=data.SPLIT).train.rgb)
     once, again, other = (data.load(path, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(once.train.rgb, again.train.rgb)
     assert not np.array_equal(once.train.rgb, other.train.rgb)
@@ -120,22 +122,234 @@ def test_a_limit_keeps_that_many(data: ModuleType, tmp_path: Path) -> None:
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (20, 4, 4)
 
 
-@pytest.mark.skipif(not TRAIN_PYTHON.exists(), reason=f"no {TRAIN_PYTHON}; `make train` makes it")
-def test_a_small_training_gives_models_that_load_and_beat_chance(tmp_path: Path) -> None:
-    arguments = ["--data", str(npz(tmp_path, train=1_000, test=100)), "--epochs", "8"]
-    subprocess.run(
-        [TRAIN_PYTHON, "-m", "training", *arguments, "--models", str(tmp_path)],
-        cwd=ROOT / "models",
-        check=True,
-        capture_output=True,
+def test_pictures_move_by_a_few_pixels_and_nothing_else(data: ModuleType) -> None:
+    rgb = np.random.default_rng(1).integers(0, 256, (60, 8, 8, 3), np.uint8)
+    moved = data.shifted(rgb, 2, np.random.default_rng(2))
+    offsets = set()
+    for before, after in zip(rgb, moved, strict=True):
+        padded = np.pad(before, ((2, 2), (2, 2), (0, 0)), "reflect")
+        places = [(y, x) for y in range(5) for x in range(5)]
+        offsets |= {(y, x) for y, x in places if np.array_equal(padded[y : y + 8, x : x + 8], after)}
+    assert len(offsets) > 15
+
+
+@pytest.fixture
+def measure(data: ModuleType) -> ModuleType:
+    import training.measure
+
+    return training.measure
+
+
+def answers(confidence: float, right: int, wrong: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Probabilities of two labels, and the true ones: so many right and wrong at one confidence."""
+    probabilities = np.tile([confidence, 1 - confidence], (right + wrong, 1))
+    return probabilities, np.repeat([0, 1], [right, wrong])
+
+
+def test_who_is_right_as_often_as_sure_is_calibrated(measure: ModuleType) -> None:
+    assert measure.expected_calibration_error(*answers(0.8, 8, 2)) == pytest.approx(0)
+    assert measure.expected_calibration_error(*answers(0.9, 5, 5)) == pytest.approx(0.4)
+
+
+def test_bins_of_confidence_count_by_their_share(measure: ModuleType) -> None:
+    (sure, of_sure), (unsure, of_unsure) = answers(0.95, 15, 15), answers(0.6, 6, 4)
+    together = np.concatenate([sure, unsure]), np.concatenate([of_sure, of_unsure])
+    assert measure.expected_calibration_error(*together) == pytest.approx(0.75 * 0.45)
+
+
+def test_surprise_and_brier_are_those_of_the_textbook(measure: ModuleType) -> None:
+    quality = measure.quality(np.array([[0.5, 0.5], [0.1, 0.9]]), np.array([0, 0]))
+    assert quality["nll"] == pytest.approx((np.log(2) + np.log(10)) / 2, abs=1e-4)
+    assert quality["brier"] == pytest.approx((0.5 + 1.62) / 2)
+    assert quality["top1"] == 0.5
+
+
+def test_coverage_is_found_on_some_pictures_and_measured_on_others(measure: ModuleType) -> None:
+    confidence = np.array([0.99, 0.9, 0.8, 0.7])
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    (_, at_90, _) = measure.coverage(
+        (probabilities, np.array([0, 0, 1, 1])), (probabilities[[0, 2, 3, 3]], np.array([1, 0, 0, 0]))
     )
+    assert at_90 == {"precision": 0.9, "threshold": 0.9, "answered": 0.25, "reached": 0.0}
+
+
+def test_where_no_confidence_is_enough_nothing_is_answered(measure: ModuleType) -> None:
+    wrong = answers(0.9, 0, 3)
+    assert [point["answered"] for point in measure.coverage(wrong, wrong)] == [0, 0, 0]
+
+
+needs_training = pytest.mark.skipif(
+    not TRAIN_PYTHON.exists(), reason=f"no {TRAIN_PYTHON}; `make train` makes it"
+)
+
+
+def trained(*arguments: str) -> None:
+    """Runs the environment of `make train`, on one thread."""
+    paths = os.pathsep.join(str(ROOT / name) for name in ("shared", "services", "models"))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": paths,
+        "OMP_NUM_THREADS": "1",
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "MLFLOW_TRACKING_URI": "",
+    }
+    done = subprocess.run(
+        [TRAIN_PYTHON, *arguments], cwd=ROOT / "models", env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+
+
+@needs_training
+def test_a_small_training_gives_models_that_load_and_beat_chance(tmp_path: Path) -> None:
+    pictures_file = npz(tmp_path, train=1_000, test=100)
+    arguments = ["-m", "training", "--data", str(pictures_file), "--epochs", "2", "--models", str(tmp_path)]
+    trained(*arguments)
     store = ModelStore(tmp_path)
-    assert len(store.names("extractor")) == 2
-    assert len(store.names("classifier")) == 3
+    assert store.names("extractor") == ("extractor", "extractor-float")
+    assert set(store.names("classifier")) == {
+        f"classifier-{name}" for name in ("fast", "balanced", "accurate", "random-forest", "svm")
+    }
     extractor = store.load("extractor")
+    assert store.load("extractor-float").space == extractor.space
     rgb, labels = pictures(100, 100)
     descriptors = extractor.run(rgb)[0]
     for name in store.names("classifier"):
         found, probabilities = store.load(name).run(descriptors)
+        assert store.describe(name)["extractor"] == extractor.space
         assert probabilities.shape == (100, 10)
         assert (found == labels).mean() > 0.3
+    assert Fitted.from_table(store.describe("consensus")).classifiers == {
+        name: store.load(f"classifier-{name}").address for name in ("fast", "balanced", "accurate")
+    }
+    written = {path.name: path.read_bytes() for path in tmp_path.glob("classifier-*.onnx")}
+    report = (tmp_path / "REPORT.md").read_text()
+    for section in (
+        "The extractor",
+        "The classifiers",
+        "Calibration",
+        "The consensus",
+        "10, 20 and 50",
+        "Seeds",
+    ):
+        assert f"## {section}" in report
+    (tmp_path / "REPORT.md").unlink()
+    trained("-m", "training.report", "--models", str(tmp_path))
+    assert (tmp_path / "REPORT.md").read_text() == report
+    trained(*arguments, "--keep-extractor", "--without-widths")
+    again = {path.name: path.read_bytes() for path in tmp_path.glob("classifier-*.onnx")}
+    assert again == written, "the same seed gave other classifiers"
+
+
+# A cloud for each class, so near one another that no family is right every time.
+CLOUDS = """
+import numpy as np
+from training import classifiers, export, measure
+random = np.random.default_rng(1)
+centres = random.normal(0, 1.5, (10, 6))
+y = np.arange(1300) % 10
+x = measure.rounded((centres[y] + random.normal(0, 1, (1300, 6))).astype("f4"))
+train, held_out = classifiers.Examples(x[:1000], y[:1000]), classifiers.Examples(x[1000:], y[1000:])
+"""
+
+
+@needs_training
+def test_the_graph_of_every_candidate_is_right_often_and_calibrated() -> None:
+    trained(
+        "-c",
+        CLOUDS
+        + """
+tried = [classifiers.trials(each, {"train": train}, held_out, 1) for each in classifiers.CANDIDATES]
+found = [classifiers.best(trials) for trials in tried]
+for trial in found:
+    assert trial.quality["top1"] > 0.6, (trial.candidate.name, trial.quality)
+    assert trial.quality["ece"] < 0.1, (trial.candidate.name, trial.quality)
+    labels, probabilities = export.run(trial.graph, held_out.descriptors)
+    assert np.array_equal(probabilities.argmax(axis=1), labels)
+    (huge,) = export.run(trial.graph, np.full((1, 6), 3e38, "f4"))[1:]
+    assert np.isfinite(huge).all(), trial.candidate.name
+assert len({trial.candidate.name for trial in classifiers.choose(found).values()}) == 3
+""",
+    )
+
+
+@needs_training
+def test_the_three_are_chosen_by_the_rule() -> None:
+    trained(
+        "-c",
+        """
+from training.classifiers import Candidate, Trial, choose
+def trial(name, operations, top1, nll, ece=0.01):
+    quality = {"top1": top1, "nll": nll, "ece": ece}
+    return Trial(Candidate(name, "", None), "", "", operations, None, None, quality)
+weak, cheap = trial("weak", 1, 0.8, 0.6), trial("cheap", 100, 0.897, 0.4)
+middle = trial("middle", 900, 0.9, 0.35)
+worse, large = trial("worse", 500, 0.898, 0.36), trial("large", 9_000, 0.9, 0.3)
+lucky, boastful = trial("lucky", 8_000, 0.9015, 0.38), trial("boastful", 7_000, 0.95, 0.2, ece=0.05)
+chosen = choose([lucky, boastful, large, worse, middle, cheap, weak])
+assert {role: each.candidate.name for role, each in chosen.items()} == {
+    "fast": "cheap", "balanced": "middle", "accurate": "large"
+}
+""",
+    )
+
+
+@needs_training
+def test_boosted_trees_answer_as_scikit_learn_does() -> None:
+    trained(
+        "-c",
+        CLOUDS
+        + """
+models, learned = [], classifiers.HistGradientBoostingClassifier
+fit = learned.fit
+learned.fit = lambda model, *given: models.append(model) or fit(model, *given)
+scores = classifiers.boosting(train.descriptors, train.labels, 1)
+expected = models[0].decision_function(held_out.descriptors)
+assert np.abs(classifiers.scores_of(scores, held_out.descriptors) - expected).max() < 1e-4
+""",
+    )
+
+
+@needs_training
+def test_the_consensus_trusts_who_knows() -> None:
+    trained(
+        "-c",
+        """
+import numpy as np
+from training import consensus
+random = np.random.default_rng(1)
+labels = random.integers(0, 10, 2000)
+logits = 3 * np.eye(10)[labels] + random.normal(0, 1, (2000, 10))
+knows = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+misled = np.roll(knows, 1, axis=1)
+weights = consensus.fit([knows, misled], labels)
+assert weights[0] > 0.5 and weights[1] == 0, weights
+""",
+    )
+
+
+@needs_training
+def test_an_interrupted_baseline_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    trained(
+        "-c",
+        """
+import sys
+from pathlib import Path
+import numpy as np
+from training import baseline, data
+dataset, checkpoint = data.load(Path(sys.argv[1]), limit=300), Path(sys.argv[2])
+whole = baseline.fit(dataset, epochs=2, seed=1, checkpoint=None)
+top1 = baseline.top1
+def stop(*_):
+    raise KeyboardInterrupt
+baseline.top1 = stop
+try:
+    baseline.fit(dataset, epochs=2, seed=1, checkpoint=checkpoint)
+except KeyboardInterrupt:
+    baseline.top1 = top1
+resumed = baseline.fit(dataset, epochs=2, seed=1, checkpoint=checkpoint)
+for one, other in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+    assert np.allclose(one, other, atol=1e-6)
+""",
+        str(npz(tmp_path, train=400, test=100)),
+        str(tmp_path / "baseline.keras"),
+    )
