@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import resource
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import segno
 from PIL import Image
@@ -209,6 +212,20 @@ def test_a_profile_that_does_not_exist_is_found_out_at_the_start(
     with pytest.raises(Rejected, match="no profile or level 'magic'") as caught:
         Reader(isolated, tmp_path, profile="magic", budget_ms=1000)
     assert caught.value.code == "unknown_profile"
+
+
+def test_a_lack_of_memory_is_one_whoever_meets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask_for_too_much(*_: object, **__: object) -> None:
+        cv2.resize(np.zeros((10, 10), np.uint8), (400_000, 400_000), interpolation=cv2.INTER_NEAREST)
+
+    monkeypatch.setattr("qr_decoder.domain.decode", ask_for_too_much)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (16 * 1024 * MEBIBYTE, limits[1]))
+    try:
+        with pytest.raises(MemoryError):
+            read_here(b"")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def test_a_decoder_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
