@@ -13,11 +13,13 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Self
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError
@@ -45,6 +47,8 @@ _MAX_TABLE_BYTES: Final = 64 * 1024
 MAX_MODEL_BYTES: Final = 512 * 1024 * 1024
 
 _PAGE: Final = 100
+
+_NOT_UNDERSTOOD: Final = "answers in no way that is understood; is it an MLflow server?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +102,11 @@ class Mlflow:
                 "MLFLOW_TRACKING_URI has to be the http:// or https:// address of an MLflow server."
             )
         self.url = url._replace(auth=None, query=None, fragment=None).url.rstrip("/")
-        auth = f"{username or ''}:{password or ''}" if username or password else url.auth
+        auth = f"{username or ''}:{password or ''}" if username or password else unquote(url.auth or "")
         # Servers close a connection that was not used for seconds, and the next look comes later than that.
-        self._headers = {"connection": "close"} | (urllib3.make_headers(basic_auth=auth) if auth else {})
+        self._headers = {"connection": "close"} | (
+            {"authorization": f"Basic {b64encode(auth.encode()).decode()}"} if auth else {}
+        )
         self._http = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_SECONDS, read=_READ_TIMEOUT_SECONDS),
             retries=False,
@@ -123,8 +129,9 @@ class Mlflow:
         if address.alias is None:
             assert address.version is not None  # one of the two is given
             return address.version
-        found = self._ask("registered-models/alias", name=address.name, alias=address.alias)
-        return str(found["model_version"]["version"])
+        with self._understood():
+            found = self._ask("registered-models/alias", name=address.name, alias=address.alias)
+            return str(found["model_version"]["version"])
 
     def load(self, name: str, version: str) -> Model:
         """Downloads a version, verifies and tries it; the model is named by its registered name and version.
@@ -145,27 +152,29 @@ class Mlflow:
 
     def models(self) -> dict[str, dict[str, str]]:
         """The registered models, each with its aliases and the versions they name."""
-        return {
-            model["name"]: {each["alias"]: str(each["version"]) for each in model.get("aliases", ())}
-            for model in self._pages("registered-models/search", "registered_models")
-        }
+        with self._understood():
+            return {
+                model["name"]: {each["alias"]: str(each["version"]) for each in model.get("aliases", ())}
+                for model in self._pages("registered-models/search", "registered_models")
+            }
 
     def versions(self, name: str) -> list[Version]:
         """The versions of one model, newest first."""
-        aliases = self._ask("registered-models/get", name=name)["registered_model"].get("aliases", ())
-        found = [
-            Version(
-                name=version["name"],
-                version=str(version["version"]),
-                aliases=tuple(
-                    each["alias"] for each in aliases if str(each["version"]) == str(version["version"])
-                ),
-                created_at=datetime.fromtimestamp(int(version["creation_timestamp"]) / 1000, UTC),
-                run_id=version.get("run_id") or None,
-            )
-            for version in self._pages("model-versions/search", "model_versions", filter=f"name='{name}'")
-        ]
-        return sorted(found, key=lambda version: int(version.version), reverse=True)
+        with self._understood():
+            aliases = self._ask("registered-models/get", name=name)["registered_model"].get("aliases", ())
+            found = [
+                Version(
+                    name=version["name"],
+                    version=str(version["version"]),
+                    aliases=tuple(
+                        each["alias"] for each in aliases if str(each["version"]) == str(version["version"])
+                    ),
+                    created_at=datetime.fromtimestamp(int(version["creation_timestamp"]) / 1000, UTC),
+                    run_id=version.get("run_id") or None,
+                )
+                for version in self._pages("model-versions/search", "model_versions", filter=f"name='{name}'")
+            ]
+            return sorted(found, key=lambda version: int(version.version), reverse=True)
 
     def promote(self, name: str, version: str, alias: str) -> None:
         """Makes `alias` name this version from now on."""
@@ -179,8 +188,9 @@ class Mlflow:
 
     def _folder(self, name: str, version: str) -> str:
         """The path of a version's folder among the artifacts of the server."""
-        uri = self._ask("model-versions/get-download-uri", name=name, version=version)["artifact_uri"]
-        proxied = _PROXIED.match(uri)
+        with self._understood():
+            uri = self._ask("model-versions/get-download-uri", name=name, version=version)["artifact_uri"]
+            proxied = _PROXIED.match(uri)
         if proxied is None:
             raise ModelError(
                 f"MLflow does not hand out version {version} of {name}, at {uri.partition(':')[0]}:; "
@@ -225,7 +235,7 @@ class Mlflow:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise self._unavailable("answers in no way that is understood; is it an MLflow server?")
+            raise self._unavailable(_NOT_UNDERSTOOD)
         return found
 
     def _request(
@@ -249,6 +259,14 @@ class Mlflow:
         if len(content) > max_bytes:
             raise _TooLargeError("model_store", f"MLflow on {self.url} answers more than {max_bytes} bytes")
         return content
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Around what is read from an answer: JSON, but not what MLflow would say."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._unavailable(_NOT_UNDERSTOOD) from error
 
     def _unavailable(self, what: str) -> Unavailable:
         return Unavailable("model_store", f"MLflow on {self.url} {what}")

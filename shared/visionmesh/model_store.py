@@ -145,11 +145,11 @@ def load_model(
             sha256=table["sha256"],
             session=session,
         )
+        _try(model)
     except KeyError as missing:
         raise ModelError(f"The table of model {name!r} has no {missing}.") from None
     except (TypeError, ValueError) as error:
         raise ModelError(f"The table of model {name!r} is not understood: {error}") from error
-    _try(model)
     return model
 
 

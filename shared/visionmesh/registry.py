@@ -120,8 +120,9 @@ class _Registered:
         # Why there is no model, and what was last said in the log of an outage.
         self._reason = f"{address} was not looked up yet"
         self._away: str | None = None
-        # The version that was found to be at fault, so that it is not downloaded every time.
+        # The version that was found to be at fault, so that it is not downloaded every time, and its fault.
         self._refused: str | None = None
+        self._fault = ""
 
     def current(self) -> Model:
         model = self._model
@@ -146,7 +147,10 @@ class _Registered:
             version = self._mlflow.resolve(self._address)
             if self._model is not None and version == self._model.version:
                 self._refused = None
-            elif version != self._refused:
+            elif version == self._refused:
+                # An outage may have been the reason meanwhile.
+                self._reason = self._fault
+            else:
                 self._take(version)
         except Unavailable as error:
             self._reason = error.reason
@@ -167,7 +171,7 @@ class _Registered:
                 _check_successor(old, new)
         except ModelError as error:
             self._refused = version
-            self._reason = str(error)
+            self._reason = self._fault = str(error)
             metrics.MODEL_REFUSALS.labels(self._address.name).inc()
             log.error("model_refused", model=str(self._address), version=version, reason=str(error))
             return

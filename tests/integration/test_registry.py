@@ -13,6 +13,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -157,6 +158,7 @@ def bad_champions() -> dict[str, tuple[dict[str, bytes], str]]:
         "no-toml": ({"model.toml": b"\xff", "model.onnx": model}, "not valid TOML"),
         "no-version": (files({k: v for k, v in good.items() if k != "version"}, model), "no 'version'"),
         "no-number": (files({**good, "descriptor_count": "twenty"}, model), "not understood"),
+        "less-than-nothing": (files({**good, "descriptor_count": -1}, model), "not understood"),
         "outside": (files({**good, "file": "../model/model.onnx"}, model), "no file of its own folder"),
         "huge-table": (
             {"model.toml": b"#" * (64 * 1024 + 1), "model.onnx": model},
@@ -296,8 +298,11 @@ def test_a_first_champion_at_fault_says_so(memory: MemoryMlflow) -> None:
     registry = Registry(memory, "classifier-first")
     registry.register(*small_models.classifier(said_width=10))
     with open_source(registry.settings(), registry.champion) as source:
-        with pytest.raises(Unavailable, match="does not take"):
-            source.current()
+        assert "does not take" in why(source)
+        memory.stop()
+        eventually(lambda: "does not answer" in why(source), "the outage")
+        memory.start()
+        eventually(lambda: "does not take" in why(source), "the fault again")
         registry.register(*small_models.classifier())
         eventually(lambda: version_of(source) == "2", "the good champion")
 
@@ -357,10 +362,43 @@ def test_user_and_password(memory: MemoryMlflow) -> None:
     assert "cret" not in inside.url
 
 
-def test_what_is_no_mlflow_says_so(memory: MemoryMlflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MemoryMlflow, "ask", lambda *_: ["a list"])
-    with pytest.raises(Unavailable, match="is it an MLflow server"):
-        Mlflow(memory.url).models()
+@pytest.mark.parametrize("password", ["a@b/c:d%41", "contraseña", "пароль"])
+def test_any_password_can_be_given_in_the_address_or_beside_it(memory: MemoryMlflow, password: str) -> None:
+    registry = Registry(memory, "classifier-secret")
+    registry.register(*small_models.classifier())
+    memory.authorization = f"Basic {b64encode(f'mesh:{password}'.encode()).decode()}"
+    address = Address.parse(registry.champion)
+    assert Mlflow(memory.url, "mesh", password).resolve(address) == "1"
+    inside = memory.url.replace("://", f"://mesh:{quote(password, safe='')}@")
+    assert Mlflow(inside).resolve(address) == "1"
+
+
+NO_ANSWERS: list[Any] = [
+    ["a list"],
+    {"registered_models": ["a name"]},
+    {"registered_models": [{}]},
+    {"registered_model": {"aliases": [{}]}, "model_versions": [{}]},
+    {"model_version": None},
+    {"artifact_uri": None},
+    {},
+]
+
+
+@pytest.mark.parametrize("answer", NO_ANSWERS, ids=str)
+def test_what_is_no_mlflow_says_so(
+    memory: MemoryMlflow, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    monkeypatch.setattr(MemoryMlflow, "ask", lambda *_: answer)
+    mlflow = Mlflow(memory.url)
+    for ask in (
+        lambda: mlflow.resolve(Address.parse(CHAMPION)),
+        lambda: mlflow.load("classifier-fast", "1"),
+        lambda: mlflow.versions("classifier-fast"),
+    ):
+        with pytest.raises(Unavailable, match="is it an MLflow server"):
+            ask()
+    with open_source(Registry(memory, "classifier-fast").settings(), CHAMPION) as source:
+        assert "is it an MLflow server" in why(source)
 
 
 # The rest of the registry ----------------------------------------------------------------------------------
