@@ -63,6 +63,8 @@ _CLASSIFIER = re.compile(
     rf"^(?P<name>{CLASSIFIER_PATTERN.strip('^$')})=(?P<model>.+?)(?::(?P<port>[1-9][0-9]{{0,4}}))?$"
 )
 
+_LAST_PORT: Final = 65_535
+
 # A replica that lived this long was healthy: its next crash is a first one again.
 _HEALTHY_SECONDS: Final = 30.0
 _FIRST_PAUSE_SECONDS: Final = 0.5
@@ -90,7 +92,7 @@ def parse_services(classifiers: Sequence[str] = (), shadows: Sequence[str] = ())
     services = {service.name: service for service in SERVICES}
     for text in classifiers:
         found = _CLASSIFIER.match(text)
-        if found is None:
+        if found is None or int(found["port"] or 0) > _LAST_PORT:
             raise MeshError(f"{text!r} is not understood; write for example --classifier night=MODEL:8010.")
         name = f"classifier-{found['name']}"
         known = services.get(name, Service(name, "classifier", None))

@@ -81,6 +81,20 @@ def open_source(
         stop.set()
 
 
+def check_address(settings: Settings, address: str, kind: Kind) -> None:
+    """Raises `ModelError` for an address that `open_source` can make nothing of: a name that models.toml does
+    not have or that is of another kind, and one of MLflow without a server to ask. Loads nothing.
+    """
+    if address.startswith(SCHEME):
+        Mlflow.from_settings(settings)
+        Address.parse(address)
+        return
+    names = ModelStore(settings.models_dir, settings.built_models_dir).names(kind)
+    if address not in names:
+        known = ", ".join(names) or "none"
+        raise ModelError(f"There is no {kind} {address!r} in models.toml; there are {known}.")
+
+
 @contextmanager
 def open_shadow(settings: Settings, kind: Kind) -> Iterator[ModelSource | None]:
     """The source of the model in shadow, None when `settings.shadow_model` names none.

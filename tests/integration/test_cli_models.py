@@ -100,3 +100,28 @@ def test_mlflow_away_is_a_sentence(mlflow: MemoryMlflow) -> None:
 def test_what_mlflow_does_not_have_is_a_sentence(mlflow: MemoryMlflow) -> None:
     assert "version=9) not found" in mesh("promote", "classifier-fast", "9", status=1)
     assert "no model 'nowhere'" in mesh("show", "nowhere", status=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "fault"),
+    [
+        ("nowhere", "There is no classifier 'nowhere' in models.toml; there are classifier-fast."),
+        ("models:/night@champion", "Set MLFLOW_TRACKING_URI to the address of the MLflow server."),
+    ],
+)
+def test_a_mesh_whose_models_can_not_be_had_does_not_start(tmp_path: Path, model: str, fault: str) -> None:
+    where = ["--directory", str(tmp_path / "mesh"), "--ports", "free"]
+    models = ["--shadow", "feature-extractor=classifier-fast", "--classifier", f"night={model}"]
+    result = CliRunner().invoke(app, ["up", *where, *models])
+    assert result.exit_code == 1
+    assert result.output.splitlines() == [
+        "mesh: feature-extractor works without a shadow: "
+        "There is no extractor 'classifier-fast' in models.toml; there are none.",
+        f"mesh: classifier-night has no model: {fault}",
+    ]
+
+
+def test_an_address_that_is_none_is_told_by_mesh_up(tmp_path: Path, mlflow: MemoryMlflow) -> None:
+    where = ["--directory", str(tmp_path / "mesh"), "--ports", "free"]
+    result = CliRunner().invoke(app, ["up", *where, "--classifier", "night=models:/night"])
+    assert (result.exit_code, "is no address of a model in MLflow" in result.output) == (1, True)

@@ -92,6 +92,7 @@ def test_models_in_shadow() -> None:
         (["Night=model"], []),
         (["night.1=model"], []),
         (["night=model:8001"], []),
+        (["night=model:65536"], []),
         (["night=model:8010", "day=model:8010"], []),
         ([], ["classifier-night=model"]),
         ([], ["classifier-fast"]),

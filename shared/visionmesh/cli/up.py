@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,7 +20,8 @@ from visionmesh.cli.console import DIRECTORY, Directory, complain, fail
 from visionmesh.settings import ROOT
 
 if TYPE_CHECKING:
-    from visionmesh.mesh import Mesh
+    from visionmesh.mesh import Mesh, Service
+    from visionmesh.model_store import Kind
 
 SAMPLES: Final = ROOT / "samples"
 
@@ -144,6 +145,7 @@ def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
     directory.mkdir(parents=True, exist_ok=True)
     try:
         services = parse_services(plan.classifiers, plan.shadows)
+        _check_models(services)
         replicas = parse_scale(plan.scale, services)
         extra = extra_classifiers(services)
         _hold(directory)
@@ -173,6 +175,34 @@ def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
                 yield mesh
     except (MeshError, StackError) as error:
         fail(str(error))
+
+
+def _check_models(services: Sequence[Service]) -> None:
+    """Says which models of the command line can't be had, before each service says so in a log of its own.
+
+    Raises `MeshError` for one that is to answer; without its shadow a service works.
+    """
+    from visionmesh.mesh import MeshError
+
+    for service in services:
+        kind: Kind = "classifier" if service.package == "classifier" else "extractor"
+        if fault := _fault_of(service.environment.get("MESH_SHADOW_MODEL"), kind):
+            complain(f"{service.name} works without a shadow: {fault}")
+        if fault := _fault_of(service.environment.get("MESH_CLASSIFIER_MODEL"), kind):
+            raise MeshError(f"{service.name} has no model: {fault}")
+
+
+def _fault_of(address: str | None, kind: Kind) -> str | None:
+    from visionmesh.model_store import ModelError
+    from visionmesh.registry import check_address
+    from visionmesh.settings import get_settings
+
+    try:
+        if address is not None:
+            check_address(get_settings(), address, kind)
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def _hold(directory: Path) -> None:
