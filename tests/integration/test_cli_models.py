@@ -89,12 +89,16 @@ def test_what_is_not_there_is_said() -> None:
     assert "no model 'nowhere'" in mesh("show", "nowhere", status=1)
 
 
-def test_mlflow_away_is_a_sentence(mlflow: MemoryMlflow) -> None:
+def test_mlflow_away_is_a_sentence_after_what_is_known_without_it(mlflow: MemoryMlflow) -> None:
     mlflow.stop()
-    for command in (["list"], ["show", "other"], ["promote", "classifier-fast", "1"]):
-        assert (
-            mesh(*command, status=1) == f"mesh: MLflow on {mlflow.url} does not answer (NewConnectionError)\n"
-        )
+    away = f"mesh: MLflow on {mlflow.url} does not answer (NewConnectionError)\n"
+    for command in (["show", "other"], ["promote", "classifier-fast", "1"]):
+        assert mesh(*command, status=1) == away
+    row, said = mesh("list", "--json", status=1).splitlines(keepends=True)
+    assert (json.loads(row)["model"], said) == ("classifier-fast", away)
+    shown = mesh("show", "classifier-fast", status=1)
+    assert shown.startswith("version: 1.0.0\n")
+    assert shown.endswith(away)
 
 
 def test_what_mlflow_does_not_have_is_a_sentence(mlflow: MemoryMlflow) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
@@ -33,17 +33,21 @@ def list_models(as_json: AsJson = False) -> None:
     from rich.table import Column, Table
 
     with _sentences():
-        rows = [*_deployed(), *_registered()]
+        rows = _deployed()
+    registered, fault = _from_mlflow(_registered)
+    rows += registered
     if as_json:
         sys.stdout.write("".join(json.dumps(row) + "\n" for row in rows))
-        return
-    table = Table(
-        Column("model", no_wrap=True), "version", "kind", "family", "top-1", Column("from", no_wrap=True)
-    )
-    for row in rows:
-        top1 = "" if row["top1"] is None else f"{row['top1']:.2%}"
-        table.add_row(row["model"], row["version"], row["kind"], row["family"], top1, row["from"])
-    Console().print(table)
+    else:
+        table = Table(
+            Column("model", no_wrap=True), "version", "kind", "family", "top-1", Column("from", no_wrap=True)
+        )
+        for row in rows:
+            top1 = "" if row["top1"] is None else f"{row['top1']:.2%}"
+            table.add_row(row["model"], row["version"], row["kind"], row["family"], top1, row["from"])
+        Console().print(table)
+    if fault is not None:
+        fail(fault)
 
 
 @app.command("show")
@@ -52,34 +56,19 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print all that is known of a model: its table, and its versions in MLflow."""
-    versions: list[dict[str, Any]] = []
     with _sentences():
         table = _tables().get(name)
-        mlflow = _mlflow()
-        if mlflow is not None and name in mlflow.models():
-            versions = [
-                {
-                    "version": each.version,
-                    "aliases": list(each.aliases),
-                    "created_at": each.created_at.isoformat(timespec="seconds"),
-                    "run_id": each.run_id,
-                }
-                for each in mlflow.versions(name)
-            ]
+    versions, fault = _from_mlflow(lambda mlflow: _versions(mlflow, name))
+    if table is None and fault is not None:
+        fail(fault)
     if table is None and not versions:
         fail(f"There is no model {name!r}; `mesh models list` shows those there are.")
     if as_json:
         sys.stdout.write(json.dumps({"model": name, "table": table, "versions": versions}) + "\n")
-        return
-    for key, value in (table or {}).items():
-        for label, each in _lines(key, value):
-            sys.stdout.write(f"{label}: {each}\n")
-    for version in versions:
-        aliases = " ".join(f"@{alias}" for alias in version["aliases"]) or "without an alias"
-        sys.stdout.write(
-            f"version {version['version']} in MLflow: {aliases}, of {version['created_at']}, "
-            f"run {version['run_id']}\n"
-        )
+    else:
+        _print(table or {}, versions)
+    if fault is not None:
+        fail(fault)
 
 
 @app.command("promote")
@@ -109,6 +98,22 @@ def _sentences() -> Iterator[None]:
         fail(error.reason)
     except ModelError as error:
         fail(str(error))
+
+
+def _from_mlflow(
+    ask: Callable[[Mlflow], list[dict[str, Any]]],
+) -> tuple[list[dict[str, Any]], str | None]:
+    """What MLflow has, nothing where none is used; and why that is not known, when it can't be asked."""
+    from visionmesh.errors import Unavailable
+    from visionmesh.model_store import ModelError
+
+    try:
+        mlflow = _mlflow()
+        return ([] if mlflow is None else ask(mlflow)), None
+    except Unavailable as error:
+        return [], error.reason
+    except ModelError as error:
+        return [], str(error)
 
 
 def _tables() -> Mapping[str, Mapping[str, Any]]:
@@ -142,11 +147,8 @@ def _deployed() -> list[dict[str, Any]]:
     ]
 
 
-def _registered() -> list[dict[str, Any]]:
+def _registered(mlflow: Mlflow) -> list[dict[str, Any]]:
     """One row per version; what it is stands in its own table, which only who loads it reads."""
-    mlflow = _mlflow()
-    if mlflow is None:
-        return []
     return [
         {
             "model": name,
@@ -159,6 +161,32 @@ def _registered() -> list[dict[str, Any]]:
         for name in mlflow.models()
         for version in mlflow.versions(name)
     ]
+
+
+def _versions(mlflow: Mlflow, name: str) -> list[dict[str, Any]]:
+    if name not in mlflow.models():
+        return []
+    return [
+        {
+            "version": each.version,
+            "aliases": list(each.aliases),
+            "created_at": each.created_at.isoformat(timespec="seconds"),
+            "run_id": each.run_id,
+        }
+        for each in mlflow.versions(name)
+    ]
+
+
+def _print(table: Mapping[str, Any], versions: Iterable[Mapping[str, Any]]) -> None:
+    for key, value in table.items():
+        for label, each in _lines(key, value):
+            sys.stdout.write(f"{label}: {each}\n")
+    for version in versions:
+        aliases = " ".join(f"@{alias}" for alias in version["aliases"]) or "without an alias"
+        run = f", run {version['run_id']}" if version["run_id"] else ""
+        sys.stdout.write(
+            f"version {version['version']} in MLflow: {aliases}, of {version['created_at']}{run}\n"
+        )
 
 
 def _lines(key: str, value: Any) -> list[tuple[str, str]]:
