@@ -34,8 +34,8 @@ NAMED = {"classifier-random-forest": "random-forest", "classifier-svm": "svm"}
 TABLES = """\
 # The models that are deployed, one table each; written by `make train`, which explains them in REPORT.md.
 # The extractor's top-1 is that of the softmax head it was trained with; a classifier's is that of the whole
-# way from picture to label, with the descriptors rounded to 4 digits as on the wire. Milliseconds are those of
-# one core of the machine that trained; compare them with one another only.
+# way from picture to label, with the descriptors rounded to 4 digits as on the wire. Milliseconds are
+# processor time of the machine that trained; compare them with one another only.
 """
 
 

@@ -87,6 +87,16 @@ def large_perceptron(x: Floats, y: Labels, seed: int) -> Scores:
     return perceptron(x, y, seed, hidden=(128, 128))
 
 
+def committee(x: Floats, y: Labels, seed: int) -> Scores:
+    """The mean of what a logistic regression and the large net say."""
+    members = [fit(x, y, seed) for fit in (logistic_regression, large_perceptron)]
+
+    def add(graph: Graph, descriptors: str) -> str:
+        return graph.add("Mean", *(member.add(graph, descriptors) for member in members))
+
+    return Scores(add, sum(member.operations for member in members), x.shape[1])
+
+
 def _layers(weights: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Scores:
     parts = [(kernel.astype(np.float32), bias.astype(np.float32)) for kernel, bias in weights]
 
@@ -205,7 +215,8 @@ def between_digits(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
     changes no label; and numbers of 4 digits fall on the side where they fell before.
     """
     unit = 10.0 ** (np.floor(np.log10(np.maximum(np.abs(thresholds), 1e-30))) - 3)
-    return ((np.floor(thresholds / unit + 1e-6) + 0.5) * unit).astype(np.float32)
+    # A float32 may be a little less than the number of 4 digits that it stands for.
+    return ((np.floor(thresholds / unit + 1e-3) + 0.5) * unit).astype(np.float32)
 
 
 def support_vectors(x: Floats, y: Labels, seed: int) -> Scores:
@@ -260,6 +271,7 @@ CANDIDATES = (
     Candidate("svm", "support vector machine", support_vectors),
     Candidate("perceptron-small", "multilayer perceptron", perceptron),
     Candidate("perceptron-large", "multilayer perceptron", large_perceptron),
+    Candidate("committee", "logistic regression and multilayer perceptron", committee),
     Candidate("boosting", "histogram gradient boosting", boosting),
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import psutil
 from numpy.typing import NDArray
 
 from training.export import session
@@ -159,25 +159,26 @@ def _digits(value: Any) -> float:
 
 
 def memory_growth(path: Path) -> float:
-    """MiB by which a fresh process grows at most when it loads the model and answers 1 and 256 rows."""
+    """MiB by which a fresh process grows when it loads the model and answers 1 row and 256."""
     command = [sys.executable, "-m", "training.measure", str(path)]
     answer = subprocess.run(
         command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True
     )
-    return round(float(answer.stdout) / 1024, 1)
+    return round(float(answer.stdout) / 2**20, 1)
 
 
 def _grow(path: Path) -> int:
-    """The process's own part of `memory_growth`: KiB of resident memory at its highest, after less before."""
+    """The process's own part of `memory_growth`: bytes of resident memory, after less before."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    process = psutil.Process()
+    before = process.memory_info().rss
     ready = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (given,) = ready.get_inputs()
     for rows in (1, BATCH):
         ready.run(None, {given.name: np.zeros((rows, given.shape[1]), np.float32)})
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return process.memory_info().rss - before
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def _candidates(found: Mapping[str, Any]) -> str:
 How the three are chosen:
 
 {RULE}
-Memory is by how much a fresh process grows at most when it loads the model and answers 1 and 256 rows.
+Memory is by how much a fresh process grows when it loads the model and answers 1 row and 256.
 A random forest and a support vector machine stay available by name, as `classifier-random-forest` and
 `classifier-svm`.
 """
