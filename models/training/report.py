@@ -65,7 +65,7 @@ def render(models: Path) -> None:
     sections = [
         _head(figures["made"]),
         _extractor(figures["extractor"], figures["decoding"]),
-        _candidates(found),
+        _candidates(found, figures["made"]),
         _fitted_to(found["trials"]),
         _calibration(found),
         _coverage(found),
@@ -137,7 +137,7 @@ What comes before the net: the file decoded and squeezed to 32 x 32 (`visionmesh
 {sizes}"""
 
 
-def _candidates(found: Mapping[str, Any]) -> str:
+def _candidates(found: Mapping[str, Any], made: Mapping[str, Any]) -> str:
     roles = {name: role for role, name in found["chosen"].items()}
     rows = []
     for each in found["candidates"]:
@@ -174,8 +174,15 @@ def _candidates(found: Mapping[str, Any]) -> str:
         "memory, MiB",
         "file",
     ]
+    highest = max(each["validation"]["top1"] for each in found["candidates"])
+    deviations = [
+        100 * (highest * (1 - highest) / made[f"{part}_pictures"]) ** 0.5 for part in ("validation", "test")
+    ]
     return f"""\
 ## The classifiers
+
+The standard error of a top-1 is {deviations[0]:.2f} points on the validation pictures and {deviations[1]:.2f} on the
+test pictures: what is nearer to one another differs by luck.
 
 {_table(columns, rows)}
 ![top-1 against operations, milliseconds and file size]({FOLDER}/pareto.svg)
@@ -368,13 +375,13 @@ def _plot_pareto(found: Mapping[str, Any], path: Path) -> None:
     for panel, (key, title) in zip(panels, axes_of, strict=True):
         for each in found["candidates"]:
             role = roles.get(each["name"])
-            place = (each[key], 100 * each["validation"]["top1"])
-            panel.plot(*place, "o" if role else "x", color="tab:blue" if role else "tab:gray")
             label = f"{each['name']} ({role})" if role else each["name"]
-            panel.annotate(label, place, (4, 3), textcoords="offset points", fontsize=7)
+            place = (each[key], 100 * each["validation"]["top1"])
+            panel.plot(*place, "o" if role else "x", markersize=8 if role else 6, label=label)
         panel.set(xscale="log", xlabel=title)
-        panel.margins(x=0.35, y=0.15)
+        panel.margins(x=0.15, y=0.15)
     panels[0].set_ylabel("top-1 on validation, %")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     _save(figure, path)
 
 
