@@ -181,8 +181,8 @@ def _candidates(found: Mapping[str, Any], made: Mapping[str, Any]) -> str:
     return f"""\
 ## The classifiers
 
-The standard error of a top-1 is {deviations[0]:.2f} points on the validation pictures and {deviations[1]:.2f} on the
-test pictures: what is nearer to one another differs by luck.
+The standard error of a top-1 is {deviations[0]:.2f} points on the validation pictures and
+{deviations[1]:.2f} on the test pictures: what is much nearer to one another differs by luck.
 
 {_table(columns, rows)}
 ![top-1 against operations, milliseconds and file size]({FOLDER}/pareto.svg)
