@@ -138,17 +138,18 @@ class Mlflow:
 
         Raises `ModelError` for a version that is no model of the mesh or does not keep what it promises.
         """
-        source = f"version {version} of {name} in MLflow"
+        source = _source(name, version)
         folder = self._folder(name, version)
-        try:
-            table = tomllib.loads(self._artifact(f"{folder}/{TABLE}", _MAX_TABLE_BYTES, source).decode())
-        except ValueError as error:
-            raise ModelError(f"{TABLE} of {source} is not valid TOML: {error}") from error
+        table = self._table(folder, source)
         file = table.get("file")
         if not isinstance(file, str) or not file or "/" in file:
             raise ModelError(f"{TABLE} of {source} names no file of its own folder.")
         content = self._artifact(f"{folder}/{file}", MAX_MODEL_BYTES, source)
         return load_model(name, table, content, source=f"{file} of {source}", version=version)
+
+    def describe(self, name: str, version: str) -> Mapping[str, Any]:
+        """The table of a version. Raises `ModelError` for a version that has none."""
+        return self._table(self._folder(name, version), _source(name, version))
 
     def models(self) -> dict[str, dict[str, str]]:
         """The registered models, each with its aliases and the versions they name."""
@@ -197,6 +198,12 @@ class Mlflow:
                 "start it with --serve-artifacts and register the version again."
             )
         return proxied["path"].rstrip("/")
+
+    def _table(self, folder: str, source: str) -> dict[str, Any]:
+        try:
+            return tomllib.loads(self._artifact(f"{folder}/{TABLE}", _MAX_TABLE_BYTES, source).decode())
+        except ValueError as error:
+            raise ModelError(f"{TABLE} of {source} is not valid TOML: {error}") from error
 
     def _artifact(self, path: str, max_bytes: int, source: str) -> bytes:
         try:
@@ -278,6 +285,10 @@ class _NotThereError(Unavailable):
 
 class _TooLargeError(Unavailable):
     """The answer is larger than anything that is expected."""
+
+
+def _source(name: str, version: str) -> str:
+    return f"version {version} of {name} in MLflow"
 
 
 def _message(content: bytes) -> str:

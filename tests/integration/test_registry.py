@@ -416,6 +416,18 @@ def test_models_versions_and_aliases(registry: Registry) -> None:
         mlflow.promote(registry.name, "9", "champion")
 
 
+def test_the_table_of_a_version_is_read_without_its_file(registry: Registry) -> None:
+    table, _ = small_models.extractor(space="extractor@2.0.0")
+    registry.register_files({"model.toml": small_models.toml(table).encode()})
+    registry.register_files({})
+    mlflow = Mlflow(registry.server.url)
+    assert mlflow.describe(registry.name, "1") == table
+    with pytest.raises(ModelError, match=r"has no model\.toml"):
+        mlflow.describe(registry.name, "2")
+    with pytest.raises(Unavailable):
+        mlflow.describe(registry.name, "3")
+
+
 def test_long_lists_come_in_pages(memory: MemoryMlflow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("visionmesh.mlflow._PAGE", 2)
     registry = Registry(memory, "classifier-pages")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from visionmesh.comparison import (
     compare_extractors,
     counterpart,
 )
+from visionmesh.errors import Unavailable
+from visionmesh.mlflow import Mlflow
 from visionmesh.results import (
     FeaturesPair,
     FeaturesRow,
@@ -186,3 +189,23 @@ def test_only_what_was_asked_for_is_compared(
     found = compare_all(MemoryShadows(store), None, of, seconds=60, limit=10)
     assert [each.classifier for each in found.classifiers] == classifiers
     assert [each.shadow for each in found.extractors] == extractors
+
+
+class Registered:
+    """Stands in for an MLflow server: version 3 of `extractor` gives what extractor@2.0.0 gives."""
+
+    def describe(self, name: str, version: str) -> Mapping[str, Any]:
+        if (name, version) == ("extractor", "3"):
+            return {"space": "extractor@2.0.0"}
+        raise Unavailable("model_store", "no such thing")
+
+
+@pytest.mark.parametrize(("shadow", "same"), [("extractor@3", True), ("extractor@4", False)])
+def test_the_space_of_a_registered_extractor_is_asked_of_the_registry(shadow: str, same: bool) -> None:
+    store = MemoryResultStore()
+    store.save([FeaturesRow("i", (0.5,), "extractor@2.0.0"), ShadowFeaturesRow("i", (0.5,), shadow, 0.1)])
+    registry = cast(Mlflow, Registered())
+    (found,) = compare_all(
+        MemoryShadows(store), None, None, seconds=60, limit=10, registry=registry
+    ).extractors
+    assert found.same_space == same

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         Latency,
         SpaceClassifier,
     )
+    from visionmesh.mlflow import Mlflow
     from visionmesh.model_store import Model, ModelStore
     from visionmesh.results import Shadows
 
@@ -78,7 +80,8 @@ def compare(
 
     settings = get_settings()
     with Database.from_settings(settings) as database:
-        found = compare_all(PostgresShadows(database), _models(), of, seconds=seconds, limit=limit)
+        shadows = PostgresShadows(database)
+        found = compare_all(shadows, _models(), of, seconds=seconds, limit=limit, registry=_registry())
     if as_json:
         sys.stdout.write(json.dumps(asdict(found)) + "\n")
     elif not found.classifiers and not found.extractors:
@@ -97,12 +100,18 @@ def seconds_of(text: str) -> float:
 
 
 def compare_all(
-    shadows: Shadows, models: ModelStore | None, of: str | None, *, seconds: float, limit: int
+    shadows: Shadows,
+    models: ModelStore | None,
+    of: str | None,
+    *,
+    seconds: float,
+    limit: int,
+    registry: Mlflow | None = None,
 ) -> Comparisons:
     """Every comparison that `of` asks for: a classifier (`fast` or `classifier-fast`), the extractor, all.
 
-    models: where spaces of extractors and classifiers for them are looked up. Raises
-    `Unavailable("database", …)`.
+    models: where spaces of extractors and classifiers for them are looked up. registry: where those spaces
+    are that `models` does not know. Raises `Unavailable("database", …)`.
     """
     from visionmesh.comparison import compare_classifiers, compare_extractors
 
@@ -115,22 +124,29 @@ def compare_all(
             shadow, shadows.predictions(shadow, within_seconds=seconds, limit=limit)
         )
     ]
+    space = cache(partial(space_of, models, registry))
     extractors = []
     for extractor in shadows.extractors(within_seconds=seconds) if wanted in (None, EXTRACTOR) else ():
         pairs = shadows.features(extractor, within_seconds=seconds, limit=limit)
         stored = {classifier for pair in pairs for classifier in pair.labels}
-        candidates = _classifiers_for(models, space_of(models, extractor), stored)
-        extractors += compare_extractors(
-            extractor, pairs, lambda address: space_of(models, address), candidates
-        )
+        candidates = _classifiers_for(models, space(extractor), stored)
+        extractors += compare_extractors(extractor, pairs, space, candidates)
     return Comparisons(seconds, limit, classifiers, extractors)
 
 
-def space_of(models: ModelStore | None, address: str) -> str:
+def space_of(models: ModelStore | None, registry: Mlflow | None, address: str) -> str:
     """The space that an extractor's `name@version` gives its descriptors in; its own when it is unknown."""
+    from visionmesh.errors import Unavailable
+    from visionmesh.model_store import ModelError
+
     name, _, version = address.rpartition("@")
     table = models.describe(name) if models is not None and name in models.names("extractor") else {}
-    return str(table.get("space", address)) if str(table.get("version")) == version else address
+    if str(table.get("version")) == version:
+        return str(table.get("space", address))
+    try:
+        return str(registry.describe(name, version).get("space", address)) if registry else address
+    except (ModelError, Unavailable):
+        return address
 
 
 def _models() -> ModelStore | None:
@@ -143,6 +159,19 @@ def _models() -> ModelStore | None:
         return ModelStore(settings.models_dir, settings.built_models_dir)
     except ModelError as error:
         complain(f"{error} Without it, no classifier can be tried on the descriptors of a shadow.")
+        return None
+
+
+def _registry() -> Mlflow | None:
+    from visionmesh.mlflow import Mlflow
+    from visionmesh.model_store import ModelError
+    from visionmesh.settings import get_settings
+
+    settings = get_settings()
+    try:
+        return None if settings.mlflow_tracking_uri is None else Mlflow.from_settings(settings)
+    except ModelError as error:
+        complain(str(error))
         return None
 
 
