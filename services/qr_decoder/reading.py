@@ -100,6 +100,8 @@ def read_one(asked: Asked) -> Found:
 
     from qr_decoder import domain
 
+    # Replicas share the cores; a thread of OpenCV's own that waits for its turn holds up its picture.
+    cv2.setNumThreads(1)
     try:
         result = domain.decode(
             asked.data,

@@ -7,9 +7,9 @@ which levels are tried, in which order; `LEVELS` gives each its number, which is
 is tried only for a sign of another code: `whole` when a code that was read is small in the reduced picture,
 or when there are, outside of all codes read, two finder patterns of one size or a place where a decoder saw a
 code that it could not correct; `grid` for three finder patterns out there that fit together and have timing
-patterns between them; `located` for such a place; the others are not. Nothing is when the codes read fill
-most of the picture. A picture that shows more codes than it gives signs of is not searched further: that is
-the price for not spending the whole budget on every picture with one code.
+patterns between them; `clahe` for a place where a code was seen; the others are not. Nothing is when the codes
+read fill most of the picture. A picture that shows more codes than it gives signs of is not searched further:
+that is the price for not spending the whole budget on every picture with one code.
 
 The budget is looked at between attempts. An attempt is never broken off, so that a reading can come late by
 one attempt; whoever needs a hard limit runs this in a child process.
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from qr_decoder.domain import decoders, grid
 from qr_decoder.domain.codes import Code, Grey, Quad, Reading, Result, confidence, joined
-from qr_decoder.domain.finders import Finder, Triple, find_finders, triples
+from qr_decoder.domain.finders import Finder, Triple, find_finders, merged, triples
 from qr_decoder.domain.locator import Locator
 from qr_decoder.domain.transforms import STRATEGIES, Variant, raw, reduced
 
@@ -44,7 +44,7 @@ BUDGET: Final = 2000.0
 _TRIPLES: Final = 60
 
 # The share of the picture that codes take when nobody would have laid others beside them.
-_FILLED: Final = 0.3
+_FILLED: Final = 0.4
 
 # How many of the best triples are looked at for a sign of a further code; how much one may cost to be a
 # sign, and how well its timing patterns must correlate.
@@ -55,9 +55,6 @@ _SIGN_TIMING: Final = 0.6
 # The whole picture in tiles, which overlap by more than a small code.
 _TILE: Final = 1280
 _TILE_OVERLAP: Final = 256
-
-# Places that are followed in a picture of which a code was read.
-_PLACES: Final = 2
 
 # Pixels of a code in the reduced picture below which others beside it may be too small to be read there.
 _SMALL: Final = 90
@@ -126,12 +123,11 @@ class Scene:
     @cached_property
     def all_finders(self) -> list[Finder]:
         """All finder patterns of the reduced picture."""
-        return find_finders(self.reduced.grey, (0, 1, 2))
+        return merged(find_finders(self.reduced.grey, (0,)), self.finders)
 
     def open_triples(self, finders: list[Finder]) -> list[Triple]:
         """Triples of the reduced picture that lie in no code already read."""
-        free = [finder for finder in finders if not self._covered(finder.centre)]
-        return triples(free, _TRIPLES)
+        return triples(self._free(finders), _TRIPLES)
 
     def open_unread(self) -> list[Quad]:
         """Places outside of the codes already read, each once."""
@@ -142,6 +138,11 @@ class Scene:
                 found.append(quad)
         return found
 
+    @property
+    def suspicious(self) -> bool:
+        """Whether anything speaks for codes that were not read."""
+        return self.has_small() or bool(self.open_unread()) or self.has_pair()
+
     def has_small(self) -> bool:
         """Whether a code that was read is so small in the reduced picture that others may be lost in it."""
         scale = max(self.reduced.grey.shape) / max(self.grey.shape)
@@ -149,19 +150,33 @@ class Scene:
 
     def has_pair(self) -> bool:
         """Whether two finder patterns of about one size lie outside of all codes read."""
-        modules = sorted(finder.module for finder in self.finders if not self._covered(finder.centre))
+        modules = sorted(finder.module for finder in self._free(self.finders))
         return any(larger < _PAIR * smaller for smaller, larger in pairwise(modules))
 
     def has_triple(self) -> bool:
         """Whether three finder patterns outside of all codes read look like a code."""
+        finders = self.all_finders if self.suspicious else self.finders
         return any(
             triple.cost < _SIGN_COST and grid.timing(self.reduced.grey, triple) > _SIGN_TIMING
-            for triple in self.open_triples(self.finders)[:_SIGNS]
+            for triple in self.open_triples(finders)[:_SIGNS]
         )
 
-    def _covered(self, point: Quad) -> bool:
-        whole = self.reduced.original(point[None])[0]
-        return any(_inside(quad, whole) for quad in self.read)
+    def _free(self, finders: list[Finder]) -> list[Finder]:
+        """The finder patterns of the reduced picture that lie in no code already read."""
+        if not finders or not self.read:
+            return finders
+        places = self.reduced.original(np.array([finder.centre for finder in finders], np.float32))
+        free = np.ones(len(finders), bool)
+        for quad in self.read:
+            inside = ((places >= quad.min(axis=0)) & (places <= quad.max(axis=0))).all(axis=1)
+            for n in np.flatnonzero(inside & free):
+                free[n] = not _inside(quad, places[n])
+        return [finder for finder, is_free in zip(finders, free, strict=True) if is_free]
+
+    def covers(self, triple: Triple) -> bool:
+        """Whether a code that was read lies where one of the finder patterns is."""
+        finders = [triple.top_left, triple.top_right, triple.bottom_left]
+        return len(self._free(finders)) < len(finders)
 
 
 Level = Callable[[Scene], Iterator[Attempt | None]]
@@ -215,8 +230,7 @@ def _histogram(scene: Scene) -> Iterator[Attempt | None]:
 def _grid(scene: Scene) -> Iterator[Attempt | None]:
     """The own sampler where the reduced picture has finder patterns, on the pixels of the whole one."""
     for triple in scene.open_triples(scene.all_finders):
-        finders = (triple.top_left, triple.top_right, triple.bottom_left)
-        if not any(scene._covered(each.centre) for each in finders):
+        if not scene.covers(triple):
             yield _sampled(*_closer(scene, triple))
 
 
@@ -270,8 +284,7 @@ def _sampled(variant: Variant, triple: Triple) -> Attempt | None:
 
 def _located(scene: Scene) -> Iterator[Attempt | None]:
     """Places where a decoder saw a code without reading it: rectified, by zxing-cpp and the own sampler."""
-    some = bool(scene.read)
-    for quad in scene.open_unread()[: _PLACES if some else None]:
+    for quad in scene.open_unread():
         yield _crop(scene, quad)
 
 
@@ -328,11 +341,9 @@ NUMBERS: Final[dict[str, int]] = {name: number for number, name in enumerate(LEV
 
 # The levels that are tried after a code was read, each while there is such a sign of another.
 _SIGNS_FOR: Final[dict[str, Callable[[Scene], bool]]] = {
-    "whole": lambda scene: (
-        scene.shrunk and (scene.has_small() or scene.has_pair() or bool(scene.open_unread()))
-    ),
+    "whole": lambda scene: scene.shrunk and scene.suspicious,
     "grid": Scene.has_triple,
-    "located": lambda scene: bool(scene.open_unread()),
+    "clahe": lambda scene: bool(scene.open_unread()),
 }
 
 # Levels in whose pictures zxing-cpp's Micro QR codes are taken at their word.

@@ -8,7 +8,7 @@ each pattern, so that three patterns fix the perspective of a code without its a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -105,7 +105,7 @@ def find_finders(grey: Grey, levels: Sequence[int] = (1, 2, 0)) -> list[Finder]:
                 pictures[level], 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY_INV, _WINDOW, _CONTRAST
             )
             scale = 1 << level
-            _add(found, (_scaled(finder, scale) for finder in _in_binary(dark)))
+            found = merged(found, [_scaled(finder, scale) for finder in _in_binary(dark)])
     return found
 
 
@@ -115,13 +115,17 @@ def _scaled(finder: Finder, scale: int) -> Finder:
     )
 
 
-def _add(found: list[Finder], more: Iterable[Finder]) -> None:
-    for finder in more:
-        near = any(
-            abs(finder.centre - other.centre).max() < 2 * min(finder.module, other.module) for other in found
-        )
-        if not near:
-            found.append(finder)
+def merged(found: list[Finder], more: list[Finder]) -> list[Finder]:
+    """What was found, and of the rest what lies elsewhere: more than two modules away."""
+    if not found or not more:
+        return found or more
+    centres = np.array([finder.centre for finder in found])
+    modules = np.array([finder.module for finder in found])
+    return found + [
+        finder
+        for finder in more
+        if not (abs(centres - finder.centre).max(axis=1) < 2 * np.minimum(modules, finder.module)).any()
+    ]
 
 
 def _in_binary(dark: NDArray[np.uint8]) -> list[Finder]:
