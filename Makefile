@@ -48,8 +48,9 @@ lock: install  ## the locks again, from pyproject.toml (requirements/*.txt)
 	$(COMPILE) pyproject.toml --extra dev --no-emit-package visionmesh -o requirements/dev.txt
 	for name in train bench mlflow; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
 
-train: .venv-train/installed  ## the models again, from CIFAR-10; DATA=file uses a local copy
-	PYTHONPATH=shared:services:models .venv-train/bin/python -m training $(if $(DATA),--data $(DATA))
+train: .venv-train/installed  ## the models again, from CIFAR-10; DATA=file (a local copy) SEED=n EPOCHS=n
+	PYTHONPATH=shared:services:models .venv-train/bin/python -m training $(if $(DATA),--data $(DATA)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(EPOCHS),--epochs $(EPOCHS))
 
 train-baseline: .venv-train/installed  ## a plain ResNet-20 to compare with; DATA=file SEED=n EPOCHS=n
 	PYTHONPATH=shared:services:models .venv-train/bin/python -m training.baseline $(if $(DATA),--data $(DATA)) \

@@ -34,6 +34,7 @@ from training.export import Graph, run
 # Descriptors have about unit variance. What lies far beyond comes from no picture, and bounding it keeps
 # every finite input from overflowing into probabilities that are no numbers.
 BOUND = 100.0
+TINY = 1e-9
 SVM_EXAMPLES = 10_000
 FOLDS = 5
 
@@ -65,7 +66,7 @@ def logistic_regression(x: Floats, y: Labels, seed: int) -> Scores:
     return _layers([(model.coef_.T, model.intercept_)])
 
 
-def perceptron(x: Floats, y: Labels, seed: int, hidden: tuple[int, ...] = (32,)) -> Scores:
+def perceptron(x: Floats, y: Labels, seed: int, hidden: tuple[int, ...] = (64,)) -> Scores:
     """A net with hidden layers of rectified units."""
     epochs = 15 if len(x) > 10_000 else 60
     net = MLPClassifier(
@@ -98,7 +99,12 @@ def committee(x: Floats, y: Labels, seed: int) -> Scores:
 
 
 def _layers(weights: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Scores:
-    parts = [(kernel.astype(np.float32), bias.astype(np.float32)) for kernel, bias in weights]
+    # What regularisation shrank to next to nothing would be denormal numbers, which take processors ten
+    # times as long.
+    parts = [
+        (np.where(np.abs(kernel) < TINY, 0, kernel).astype(np.float32), bias.astype(np.float32))
+        for kernel, bias in weights
+    ]
 
     def add(graph: Graph, x: str) -> str:
         for number, (kernel, bias) in enumerate(parts):
@@ -419,8 +425,8 @@ fitted without it. Candidates whose calibration error is above {ECE_LIMIT:.0%} a
 others remain. *Fast* is the candidate with the fewest operations for a row among those whose top-1 is at
 most {100 * TOLERATED:.1f} points below the best. *Accurate* is, of the others, the one with the highest
 top-1; those within {100 * EQUAL:.1f} points of it count as equal, and the least NLL decides among them.
-*Balanced* is the one with the least NLL of those that cost more than fast and less than accurate, or of
-all that are left where there is none.
+*Balanced* is the one with the least NLL of those that cost more than fast and at most a tenth of accurate,
+or of all that are left where there is none.
 """
 
 
@@ -435,7 +441,7 @@ def choose(found: Sequence[Trial]) -> dict[str, Trial]:
     highest = max(trial.quality["top1"] for trial in left)
     accurate = best([trial for trial in left if trial.quality["top1"] >= highest - EQUAL])
     left.remove(accurate)
-    between = [trial for trial in left if fast.operations < trial.operations < accurate.operations]
+    between = [trial for trial in left if fast.operations < trial.operations <= accurate.operations / 10]
     return {"fast": fast, "balanced": best(between or left), "accurate": accurate}
 
 
