@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from visionmesh.errors import Unavailable
 from visionmesh.observability.health import Check
-from visionmesh.settings import Settings, get_settings
+from visionmesh.settings import Settings, get_settings, problems
 
 log = structlog.get_logger()
 
@@ -77,9 +77,7 @@ def start(service: Callable[[Settings], int]) -> int:
     try:
         settings = get_settings()
     except ValidationError as error:
-        for problem in error.errors():
-            name = "_".join(str(part) for part in problem["loc"]).upper()
-            sys.stderr.write(f"MESH_{name}: {problem['msg']}\n")
+        sys.stderr.write(f"{problems(error)}\n")
         return _WRONG_SETTINGS
     try:
         return service(settings)

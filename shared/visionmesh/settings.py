@@ -7,11 +7,12 @@ the variable and the reason.
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # `shared/visionmesh/settings.py` is two folders below the repository (or the image's /app).
@@ -25,7 +26,10 @@ class Settings(BaseSettings):
     """The settings of one process."""
 
     # A variable that is empty is one that is not set: compose has no other way to leave one out.
-    model_config = SettingsConfigDict(env_prefix="MESH_", extra="ignore", frozen=True, env_ignore_empty=True)
+    # Lists are decoded below: pydantic-settings would not name the variable of one that is none.
+    model_config = SettingsConfigDict(
+        env_prefix="MESH_", extra="ignore", frozen=True, env_ignore_empty=True, enable_decoding=False
+    )
 
     # Kafka
     kafka_bootstrap: str = Field(default="127.0.0.1:9092", description="host:port[,host:port] of the brokers")
@@ -154,8 +158,23 @@ class Settings(BaseSettings):
     )
     log_format: Literal["json", "console"] = Field(default="json", description="`console` is for people")
 
+    @field_validator("s3_allowed_buckets", "extra_classifiers", mode="before")
+    @classmethod
+    def _decode(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError('has to be a list in JSON, for example ["night"]') from error
+
 
 @cache
 def get_settings() -> Settings:
-    """The settings of this process, read once."""
+    """The settings of this process, read once. Raises ValidationError, see `problems`."""
     return Settings()
+
+
+def problems(error: ValidationError) -> str:
+    """What is wrong with the settings: a line for each, that begins with the name of the variable."""
+    return "\n".join(f"MESH_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())

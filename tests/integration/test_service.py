@@ -260,13 +260,19 @@ def test_a_port_in_use(run: Callable[..., Running]) -> None:
 
 
 @pytest.mark.parametrize(
-    "program", [("-c", PROGRAM), ("-m", "ingest_api"), ("-m", "feature_extractor"), ("-m", "classifier")]
+    ("program", "variable", "value"),
+    [
+        (("-c", PROGRAM), "MESH_HTTP_PORT", "eight"),
+        (("-m", "ingest_api"), "MESH_EXTRA_CLASSIFIERS", "night"),
+        (("-m", "feature_extractor"), "MESH_HTTP_PORT", "eight"),
+        (("-m", "classifier"), "MESH_EXTRA_CLASSIFIERS", '["Night"]'),
+    ],
 )
-def test_a_setting_that_does_not_parse(program: tuple[str, str]) -> None:
-    environment = os.environ | {"MESH_HTTP_PORT": "eight"}
+def test_a_setting_that_does_not_parse(program: tuple[str, str], variable: str, value: str) -> None:
+    environment = os.environ | {variable: value}
     ended = subprocess.run(
         [sys.executable, *program], capture_output=True, text=True, env=environment, check=False
     )
     assert ended.returncode == 2
-    assert ended.stderr.startswith("MESH_HTTP_PORT: ")
+    assert ended.stderr.startswith(f"{variable}: ")
     assert "Traceback" not in ended.stderr

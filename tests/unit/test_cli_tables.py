@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
 from visionmesh import kafka
-from visionmesh.cli import app
-from visionmesh.settings import Settings
+from visionmesh.cli import app, main
+from visionmesh.settings import Settings, get_settings
 from visionmesh.topics import dead_letter_topics
 from visionmesh.worker import dead_letters
 
@@ -34,6 +36,26 @@ def test_no_setting_shows_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     printed = CliRunner().invoke(app, ["settings"]).stdout
     assert "now: " in printed
     assert "geheim" not in printed
+
+
+def test_a_setting_that_does_not_parse_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MESH_EXTRA_CLASSIFIERS", "night")
+    monkeypatch.setattr(sys, "argv", ["mesh", "models", "list"])
+    get_settings.cache_clear()
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == (
+        'mesh: MESH_EXTRA_CLASSIFIERS: Value error, has to be a list in JSON, for example ["night"]\n'
+    )
+
+
+def test_lists_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESH_EXTRA_CLASSIFIERS", '["night", "day"]')
+    monkeypatch.setenv("MESH_S3_ALLOWED_BUCKETS", '["raw-images", "other"]')
+    assert Settings().extra_classifiers == ("night", "day")
+    assert Settings().s3_allowed_buckets == ("raw-images", "other")
 
 
 def test_every_dead_letter_topic(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import logging
 import sys
 
 import typer
+from pydantic import ValidationError
 
 from visionmesh.cli import dlq, models, topics
 from visionmesh.cli.bench import bench
@@ -21,6 +22,7 @@ from visionmesh.cli.settings import settings
 from visionmesh.cli.up import demo, up
 from visionmesh.cli.upload import upload
 from visionmesh.errors import Rejected, Unavailable
+from visionmesh.settings import problems
 
 app = typer.Typer(
     name="mesh",
@@ -51,4 +53,6 @@ def main() -> None:
         complain(f"{error}\n`mesh doctor` says what is reachable; `mesh up` starts everything.")
     except Rejected as error:
         complain(error.reason)
+    except ValidationError as error:
+        complain(problems(error))
     sys.exit(1)
