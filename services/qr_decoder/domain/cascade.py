@@ -7,9 +7,9 @@ which levels are tried, in which order; `LEVELS` gives each its number, which is
 is tried only for a sign of another code: `whole` when a code that was read is small in the reduced picture,
 or when there are, outside of all codes read, two finder patterns of one size or a place where a decoder saw a
 code that it could not correct; `grid` for three finder patterns out there that fit together and have timing
-patterns between them; `clahe` for a place where a code was seen; the others are not. Nothing is when the codes
-read fill most of the picture. A picture that shows more codes than it gives signs of is not searched further:
-that is the price for not spending the whole budget on every picture with one code.
+patterns between them; `clahe` for a place where a code was seen; the others are not. Nothing is when the
+codes read fill most of the picture. A picture that shows more codes than it gives signs of is not searched
+further: that is the price for not spending the whole budget on every picture with one code.
 
 The budget is looked at between attempts. An attempt is never broken off, so that a reading can come late by
 one attempt; whoever needs a hard limit runs this in a child process.
@@ -57,7 +57,7 @@ _TILE: Final = 1280
 _TILE_OVERLAP: Final = 256
 
 # Pixels of a code in the reduced picture below which others beside it may be too small to be read there.
-_SMALL: Final = 90
+_SMALL: Final = 60
 
 # How much more than the outline of a triple is cut out around it, as a factor: perspective moves its corners.
 _AROUND: Final = 1.5
