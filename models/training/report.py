@@ -359,7 +359,8 @@ def _seeds(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 ## Seeds
 
 Top-1 on the test pictures, of trainings that differ in nothing but their seed, on the same files and split:
-{epochs}. The ResNet-20 is a plain one (`make train-baseline`). Spread is the highest less the lowest.
+{epochs}.
+The ResNet-20 is a plain one (`make train-baseline`). Spread is the highest less the lowest.
 
 {_table(["", "mean", "spread", "each (seed)"], rows)}"""
 

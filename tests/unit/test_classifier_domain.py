@@ -123,7 +123,7 @@ def test_an_extractor_is_no_classifier() -> None:
 
 def test_four_digits_change_nothing_for_the_forest() -> None:
     """Its thresholds lie between the numbers that can be on the wire."""
-    forest = Classifier(ModelStore(ROOT / "models").load("classifier-fast"))
+    forest = Classifier(ModelStore(ROOT / "models").load("classifier-random-forest"))
     assert forest.model.family == "random forest"
     whole = descriptors(2_000)
     rounded = np.array([[float(f"{value:.4g}") for value in row] for row in whole.tolist()], np.float32)
