@@ -140,7 +140,7 @@ def load_model(
             ),
             labels=tuple(table.get("labels", ())),
             descriptor_count=int(table["descriptor_count"]),
-            space=str(table.get("space", f"{name}@{table['version']}")),
+            space=space_of(name, table),
             extractor=table.get("extractor"),
             sha256=table["sha256"],
             session=session,
@@ -151,6 +151,11 @@ def load_model(
     except (TypeError, ValueError) as error:
         raise ModelError(f"The table of model {name!r} is not understood: {error}") from error
     return model
+
+
+def space_of(name: str, table: Mapping[str, Any]) -> str:
+    """The space of an extractor's descriptors, by its table: its own unless the table names another."""
+    return str(table.get("space", f"{name}@{table['version']}"))
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

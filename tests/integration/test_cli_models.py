@@ -129,3 +129,40 @@ def test_an_address_that_is_none_is_told_by_mesh_up(tmp_path: Path, mlflow: Memo
     where = ["--directory", str(tmp_path / "mesh"), "--ports", "free"]
     result = CliRunner().invoke(app, ["up", *where, "--classifier", "night=models:/night"])
     assert (result.exit_code, "is no address of a model in MLflow" in result.output) == (1, True)
+
+
+def test_a_mesh_whose_classifiers_would_refuse_the_extractor_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {
+        "large": small_models.extractor(version="3"),
+        "classifier-fast-large": small_models.classifier(extractor="large@3"),
+    }
+    small_models.write_models(tmp_path / "built", models)
+    monkeypatch.setenv("MESH_EXTRACTOR_MODEL", "large")
+    get_settings.cache_clear()
+    where = [
+        "--directory",
+        str(tmp_path / "mesh"),
+        "--ports",
+        "free",
+        "--classifier",
+        "night=classifier-fast",
+    ]
+    result = CliRunner().invoke(app, ["up", *where, "--classifier", "fast=classifier-fast-large"])
+    assert result.exit_code == 1
+    assert result.output == (
+        "mesh: classifier-night would refuse every picture: classifier-fast was trained on descriptors of "
+        "extractor@1.0.0, and large gives those of large@3. Name a model that was trained on these: "
+        "--classifier night=MODEL.\n"
+    )
+
+
+def test_a_mesh_without_a_table_of_models_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MESH_MODELS_DIR", str(tmp_path))
+    get_settings.cache_clear()
+    result = CliRunner().invoke(app, ["up", "--directory", str(tmp_path / "mesh"), "--ports", "free"])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"mesh: There is no {tmp_path}/models.toml")

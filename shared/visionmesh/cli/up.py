@@ -137,6 +137,7 @@ def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
     """Everything up and ready; everything down at the end."""
     from visionmesh import database, kafka, object_store
     from visionmesh.mesh import Mesh, MeshError, extra_classifiers, parse_scale, parse_services
+    from visionmesh.model_store import ModelError
     from visionmesh.settings import get_settings
     from visionmesh.stack import StackError, open_stack
     from visionmesh.topics import TOPICS, dead_letter_topics
@@ -146,6 +147,7 @@ def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
     try:
         services = parse_services(plan.classifiers, plan.shadows)
         _check_models(services)
+        _check_spaces(services)
         replicas = parse_scale(plan.scale, services)
         extra = extra_classifiers(services)
         _hold(directory)
@@ -173,7 +175,7 @@ def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
             with mesh.started(environment):
                 mesh.wait_until_ready(_READY_SECONDS, stopped)
                 yield mesh
-    except (MeshError, StackError) as error:
+    except (MeshError, ModelError, StackError) as error:
         fail(str(error))
 
 
@@ -190,6 +192,32 @@ def _check_models(services: Sequence[Service]) -> None:
             complain(f"{service.name} works without a shadow: {fault}")
         if fault := _fault_of(service.environment.get("MESH_CLASSIFIER_MODEL"), kind):
             raise MeshError(f"{service.name} has no model: {fault}")
+
+
+def _check_spaces(services: Sequence[Service]) -> None:
+    """Raises `MeshError` for a classifier that would refuse whatever the extractor gives, as far as
+    models.toml tells: what MLflow has is known when it is loaded.
+    """
+    from visionmesh.mesh import MeshError
+    from visionmesh.model_store import ModelStore, space_of
+    from visionmesh.settings import get_settings
+
+    settings = get_settings()
+    models = ModelStore(settings.models_dir, settings.built_models_dir)
+    if settings.extractor_model not in models.names("extractor"):
+        return
+    space = space_of(settings.extractor_model, models.describe(settings.extractor_model))
+    for service in services:
+        model = service.environment.get("MESH_CLASSIFIER_MODEL", settings.classifier_model or service.name)
+        if service.package != "classifier" or model not in models.names("classifier"):
+            continue
+        trained = models.describe(model).get("extractor", space)
+        if trained != space:
+            raise MeshError(
+                f"{service.name} would refuse every picture: {model} was trained on descriptors of "
+                f"{trained}, and {settings.extractor_model} gives those of {space}. Name a model that was "
+                f"trained on these: --classifier {service.environment['MESH_CLASSIFIER']}=MODEL."
+            )
 
 
 def _fault_of(address: str | None, kind: Kind) -> str | None:
