@@ -57,6 +57,33 @@ def code_of(outcome: object) -> str:
     return outcome.code
 
 
+PRELOADING = """
+import sys
+from visionmesh.isolated import Isolated
+
+def is_loaded(name):
+    return name in sys.modules
+
+if __name__ == "__main__":
+    import preloading
+    with Isolated(
+        preloading.is_loaded, deadline_seconds=20, memory_bytes=2**28, preload=("xml.dom.minidom",)
+    ) as isolated:
+        print(isolated.call("xml.dom.minidom"), is_loaded("xml.dom.minidom"))
+"""
+
+
+def test_a_child_has_what_was_loaded_for_it_and_the_process_has_not(tmp_path: Path) -> None:
+    # In a process of its own: there is one forkserver in each, and it loads when it starts.
+    script = tmp_path / "preloading.py"
+    script.write_text(PRELOADING)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    ended = subprocess.run(
+        [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert ended.stdout.split() == ["True", "False"], ended.stderr
+
+
 def test_results_come_in_order(isolated: Isolated[str, object]) -> None:
     items = [str(number) for number in range(50)]
     assert isolated.map(items) == items

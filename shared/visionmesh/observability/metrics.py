@@ -79,7 +79,8 @@ INFERENCES: Final = Counter(
 )
 QR_CODES: Final = Counter("mesh_qr_codes_total", "QR codes that were read.", ["level", "decoder"])
 QR_SECONDS: Final = Histogram(
-    "mesh_qr_seconds", "Time to look for codes in a decoded picture, by result (found, none, truncated: none in the budget).",
+    "mesh_qr_seconds",
+    "Time to look for codes in a decoded picture, by result (found, none, truncated: none in the budget).",
     ["result"], buckets=_SECONDS,
 )  # fmt: skip
 ISOLATED_RESTARTS: Final = Counter(
