@@ -72,22 +72,24 @@ class ModelStore:
 
     built_models_dir: may be missing, or hold no table.
 
-    Raises `ModelError` when the first folder has no readable table, and when both have a model of one name
-    that is not the same.
+    Raises `ModelError` when the first folder has no table, when one can't be read, and when both have a model
+    of one name that is not the same.
     """
 
     def __init__(self, models_dir: Path, built_models_dir: Path | None = None) -> None:
         self._path = models_dir / TABLE
         self._tables = _read(self._path)
         self._folders = dict.fromkeys(self._tables, models_dir)
-        if built_models_dir is not None and (built_models_dir / TABLE).is_file():
-            for name, table in _read(built_models_dir / TABLE).items():
-                if self._tables.setdefault(name, table) != table:
-                    raise ModelError(
-                        f"Both {self._path} and {built_models_dir / TABLE} have a model {name!r}, and not "
-                        "the same one; remove one of the tables."
-                    )
-                self._folders.setdefault(name, built_models_dir)
+        if built_models_dir is None:
+            return
+        built = built_models_dir / TABLE
+        for name, table in _read(built, needed=False).items():
+            if self._tables.setdefault(name, table) != table:
+                raise ModelError(
+                    f"Both {self._path} and {built} have a model {name!r}, and not the same one; "
+                    "remove one of the tables."
+                )
+            self._folders.setdefault(name, built_models_dir)
 
     def names(self, kind: Kind | None = None) -> tuple[str, ...]:
         """The names of all models, or of those of one kind, in the order of the tables."""
@@ -158,13 +160,17 @@ def space_of(name: str, table: Mapping[str, Any]) -> str:
     return str(table.get("space", f"{name}@{table['version']}"))
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path, *, needed: bool = True) -> dict[str, dict[str, Any]]:
     try:
         with path.open("rb") as file:
             return tomllib.load(file)
     except FileNotFoundError:
+        if not needed:
+            return {}
         raise ModelError(f"There is no {path}; set MESH_MODELS_DIR to the folder that has it.") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error.strerror}.") from error
+    except ValueError as error:
         raise ModelError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -173,6 +179,8 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise ModelError(f"The model file {path} is missing; fetch it again or run `make train`.") from None
+    except OSError as error:
+        raise ModelError(f"The model file {path} can't be read: {error.strerror}.") from error
 
 
 def _verify(content: bytes, sha256: str, source: str) -> None:

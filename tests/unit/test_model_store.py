@@ -223,6 +223,22 @@ def test_a_graph_for_one_picture_at_a_time_is_refused() -> None:
         load_model("x", table, model, source="the test")
 
 
+def test_what_can_not_be_read_is_said(tmp_path: Path) -> None:
+    folder = small_models.write_models(tmp_path / "models", {"fast": small_models.classifier()})
+    (folder / "fast.onnx").unlink()
+    (folder / "fast.onnx").mkdir()
+    with pytest.raises(ModelError, match=r"fast\.onnx can't be read: Is a directory"):
+        ModelStore(folder).load("fast")
+    unreadable = tmp_path / "unreadable"
+    (unreadable / "models.toml").mkdir(parents=True)
+    for folders in ((unreadable, None), (folder, unreadable)):
+        with pytest.raises(ModelError, match=r"models\.toml can't be read: Is a directory"):
+            ModelStore(*folders)
+    (folder / "models.toml").write_bytes(b"# \xff")
+    with pytest.raises(ModelError, match="is not valid TOML"):
+        ModelStore(folder)
+
+
 def test_tables_can_be_read_without_onnx_runtime() -> None:
     """ingest-api reads them, and its image has none."""
     code = (
