@@ -61,7 +61,14 @@ def open_cache(settings: Settings) -> Cache:
     Raises ValueError for an address that can't be understood.
     """
     url = settings.cache_url.get_secret_value() if settings.cache_url is not None else ""
-    return ValkeyCache(url) if url else NoCache()
+    try:
+        return ValkeyCache(url) if url else NoCache()
+    except ValueError:
+        # Nothing of the address is repeated: where a port is looked for may stand a piece of the password.
+        raise ValueError(
+            "MESH_CACHE_URL has to be redis://[:password@]host:port/db, what is neither letter nor digit in "
+            "the password as %XX, and timeouts in seconds."
+        ) from None
 
 
 class ValkeyCache:

@@ -268,6 +268,11 @@ def test_a_mesh_without_an_address_has_no_cache() -> None:
         assert cache.get_many(["a", "b"], length=4) == [None, None]
 
 
-def test_an_address_that_cannot_be_understood_is_said_at_the_start() -> None:
-    with pytest.raises(ValueError, match="scheme"):
-        open_cache(Settings(cache_url="http://127.0.0.1:6379"))  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "url",
+    ["http://:geheim@127.0.0.1:6379", "redis://:geheim/geheim@127.0.0.1:6379/0", "redis://geheim:port/0"],
+)
+def test_an_address_that_cannot_be_understood_is_said_at_the_start_and_not_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match="MESH_CACHE_URL has to be redis://") as raised:
+        open_cache(Settings(cache_url=url))  # type: ignore[arg-type]
+    assert "geheim" not in str(raised.value)
