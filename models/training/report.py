@@ -346,7 +346,7 @@ def _seeds(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         if entries:
             values = [entry[key] for entry in entries]
             each = ", ".join(f"{_percent(entry[key])} ({entry['seed']})" for entry in entries)
-            spread = f"{100 * (max(values) - min(values)):.2f} points"
+            spread = f"{100 * (max(values) - min(values)):.2f} points" if len(values) > 1 else "one seed only"
             rows.append([title, _percent(mean(values)), spread, each])
     if not rows:
         return ""
