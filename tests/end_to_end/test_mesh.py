@@ -132,6 +132,10 @@ def test_the_codes_of_an_uploaded_picture_stand_in_its_results(mesh: RunningMesh
     found = decoded(mesh, answer.json()["image_id"])
     assert {code["content"] for code in found["qr_codes"]} == contents
     assert {"worker": DECODER, "state": "done", "error": None} in found["outcomes"]
+    shown = mesh.http.get(answer.json()["links"]["annotated"])
+    assert (shown.status_code, shown.headers["content-type"]) == (200, "image/png")
+    colours = Image.open(io.BytesIO(shown.content)).convert("RGB").getcolors(1 << 24)
+    assert any(green > red for _, (red, green, _) in colours or ()), "the outlines of a black and white page"
 
 
 def test_a_picture_that_is_only_to_be_decoded_gets_its_codes_and_no_labels(mesh: RunningMesh) -> None:
