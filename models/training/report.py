@@ -99,8 +99,9 @@ Written by `make train` (`{made["command"]}`), version {made["version"]};
 
 Fitted to {made["train_pictures"]:,} pictures of CIFAR-10; chosen and calibrated with
 {made["validation_pictures"]:,} others (*validation*); stated for {made["test_pictures"]:,} more (*test*), by
-which nothing was chosen. Times are processor time of one core on a machine that did other work as well;
-compare them with one another only. ONNX Runtime {made["onnxruntime"]}.
+which no code chooses anything; the rule of the choice and two of the candidates were settled by people who
+had seen test figures of earlier runs. Times are processor time of one core on a machine that did other work
+as well; compare them with one another only. ONNX Runtime {made["onnxruntime"]}.
 """
 
 
