@@ -1,6 +1,6 @@
 """Every setting of every service, typed, in one place.
 
-Each field is read from the environment variable `MESH_<FIELD IN CAPITALS>` or from a `.env` file; its
+Each field is read from the environment variable `MESH_<FIELD IN CAPITALS>`, an empty one being none; its
 description says what it does. A setting that does not parse stops the process at start with the name of
 the variable and the reason.
 """
