@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from training.data import Dataset, Pictures
+from training.data import Dataset, Pictures, shifted
 
 DESCRIPTORS = 20
 WIDTHS = (64, 256, 256)
@@ -89,17 +89,10 @@ def augmented(
 
     Alternating shows both sides of a picture equally often, which drawing lots does not.
     """
-    height, width = rgb.shape[1:3]
-    padded = np.pad(rgb, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), "reflect")
-    shifted = np.empty_like(rgb)
-    tops, lefts = random.integers(0, 2 * SHIFT + 1, (2, len(rgb)))
-    for top in range(2 * SHIFT + 1):
-        for left in range(2 * SHIFT + 1):
-            chosen = (tops == top) & (lefts == left)
-            shifted[chosen] = padded[chosen, top : top + height, left : left + width]
+    moved = shifted(rgb, SHIFT, random)
     mirrored = first_mirrored ^ bool(epoch % 2)
-    shifted[mirrored] = shifted[mirrored, :, ::-1]
-    return shifted
+    moved[mirrored] = moved[mirrored, :, ::-1]
+    return moved
 
 
 def orthogonal(matrix: tf.Tensor) -> tf.Tensor:
