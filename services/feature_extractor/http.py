@@ -11,7 +11,6 @@ import numpy as np
 from fastapi import FastAPI, Request
 from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 
 from feature_extractor.domain import on_the_wire
 from feature_extractor.known import Known
@@ -20,14 +19,10 @@ from feature_extractor.step import Fetch
 from visionmesh.cache import Cache
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected
-from visionmesh.http import create_app, decode_json
+from visionmesh.http import FORM_BYTES, create_app, decode_json, media_type_of, picture_of
 from visionmesh.observability import logs, metrics
 from visionmesh.observability.health import Check
 from visionmesh.registry import ModelSource
-
-# Boundaries and headers of a form around a picture.
-_FORM_BYTES: Final = 64 * 1024
-_FORM_FIELDS: Final = 16
 
 _BODIES: Final[dict[str, Any]] = {
     "application/json": {
@@ -65,7 +60,7 @@ def make_app(
     max_bytes: int,
 ) -> FastAPI:
     """max_bytes: the largest picture that is taken in the request itself."""
-    app = create_app(service, checks=checks, max_body_bytes=max_bytes + _FORM_BYTES)
+    app = create_app(service, checks=checks, max_body_bytes=max_bytes + FORM_BYTES)
 
     def answer(image_id: str | None, data: bytes) -> dict[str, Any]:
         (descriptors,) = on_the_wire(_descriptors(data, prepare, source, cache))
@@ -83,13 +78,11 @@ def make_app(
         """
         if image_id is not None:
             _check_image_id(image_id)
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type == "application/json":
+        if media_type_of(request) == "application/json":
             message = decode_json(await request.body(), InStore)
             _check_image_id(message.image_id)
             return await run_in_threadpool(fetched, message)
-        data = await (_file_of(request) if media_type == "multipart/form-data" else request.body())
-        return await run_in_threadpool(answer, image_id, data)
+        return await run_in_threadpool(answer, image_id, await picture_of(request))
 
     return app
 
@@ -110,12 +103,3 @@ def _descriptors(data: bytes, prepare: Prepare, source: ModelSource, cache: Cach
 def _check_image_id(text: str) -> None:
     if not is_image_id(text):
         raise Rejected("bad_image_id", "An image_id is 1 to 128 letters, digits and . _ : -")
-
-
-async def _file_of(request: Request) -> bytes:
-    """The first file of a form, whatever its field is called."""
-    async with request.form(max_files=1, max_fields=_FORM_FIELDS) as form:
-        for value in form.values():
-            if isinstance(value, UploadFile):
-                return await value.read()
-    raise Rejected("no_file", 'The form has no file; send it with curl -F "file=@picture.jpg"')

@@ -13,17 +13,12 @@ from typing import Annotated, Any, Final
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 
 from qr_decoder.reading import Found, Read
 from visionmesh.errors import Rejected
-from visionmesh.http import create_app, error_response
+from visionmesh.http import FORM_BYTES, create_app, error_response, picture_of
 from visionmesh.observability.health import Check
 from visionmesh.qr_code import as_json
-
-# Boundaries and headers of a form around a picture.
-_FORM_BYTES: Final = 64 * 1024
-_FORM_FIELDS: Final = 16
 
 # The seed's words.
 _NOTHING: Final = "No QR detected"
@@ -58,15 +53,14 @@ def make_app(
 
     max_budget_ms: the largest budget that can be asked for; the child has to end by itself within it.
     """
-    app = create_app(service, checks=checks, max_body_bytes=max_bytes + _FORM_BYTES)
+    app = create_app(service, checks=checks, max_body_bytes=max_bytes + FORM_BYTES)
     budget: Any = Query(
         None, ge=1, le=max_budget_ms, description="milliseconds, after which the best so far is told"
     )
 
     async def found_in(request: Request, profile: str | None, budget_ms: float | None) -> Found | None:
         """None when nothing came within the deadline of the child."""
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        data = await (_file_of(request) if media_type == "multipart/form-data" else request.body())
+        data = await picture_of(request)
         try:
             return await run_in_threadpool(read, data, profile=profile, budget_ms=budget_ms)
         except Rejected as error:
@@ -107,12 +101,3 @@ def make_app(
         }
 
     return app
-
-
-async def _file_of(request: Request) -> bytes:
-    """The first file of a form, whatever its field is called."""
-    async with request.form(max_files=1, max_fields=_FORM_FIELDS) as form:
-        for value in form.values():
-            if isinstance(value, UploadFile):
-                return await value.read()
-    raise Rejected("no_file", 'The form has no file; send it with curl -F "file=@picture.jpg"')

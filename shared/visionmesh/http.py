@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
@@ -73,6 +74,11 @@ _CODES: Final = {
     413: "body_too_large",
     415: "unsupported_media_type",
 }
+
+
+# Boundaries and headers of a form around a picture: what a body may be larger than the picture.
+FORM_BYTES: Final = 64 * 1024
+_FORM_FIELDS: Final = 16
 
 
 def create_app(
@@ -152,6 +158,25 @@ def decode_json(body: bytes, type_: type[T]) -> T:
         raise Rejected("invalid_request", f"{error}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected("invalid_json", _why_no_json(body, error)) from error
+
+
+def media_type_of(request: Request) -> str:
+    """What the body is announced as, in lower case and without parameters; empty when nothing is said."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def picture_of(request: Request) -> bytes:
+    """The picture of a request: the first file of a form, whatever its field is called, else the body.
+
+    Raises `Rejected`: `no_file` for a form without one.
+    """
+    if media_type_of(request) != "multipart/form-data":
+        return await request.body()
+    async with request.form(max_files=1, max_fields=_FORM_FIELDS) as form:
+        for value in form.values():
+            if isinstance(value, UploadFile):
+                return await value.read()
+    raise Rejected("no_file", 'The form has no file; send it with curl -F "file=@picture.jpg"')
 
 
 def _why_no_json(body: bytes, error: Exception) -> str:
