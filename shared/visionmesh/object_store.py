@@ -13,6 +13,7 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Final, Protocol, Self, cast
 
 import urllib3
@@ -289,7 +290,8 @@ class _Parts:
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
         self._rest = memoryview(b"")
-        self._buffer = bytearray()
+        # Not of the heap, where what is freed in between the blocks of other requests stays.
+        self._buffer = mmap(-1, PART_BYTES, flags=MAP_PRIVATE | MAP_ANONYMOUS)
         self._filled = 0
         self.length = 0
 
