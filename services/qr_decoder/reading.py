@@ -6,10 +6,10 @@ along; its children are forked from a process that has them (`DOMAIN`).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from visionmesh.errors import Rejected
 from visionmesh.isolated import Isolated
@@ -17,7 +17,7 @@ from visionmesh.observability import metrics
 from visionmesh.qr_code import QrCode
 
 if TYPE_CHECKING:
-    from qr_decoder.domain import Code, Locator
+    from qr_decoder.domain import Locator
 
 DOMAIN: Final = "qr_decoder.domain"
 
@@ -121,7 +121,7 @@ def read_one(asked: Asked) -> Found:
             "profile_unavailable", f"A decoder of profile {asked.profile!r} is not installed here: {error}."
         ) from error
     return Found(
-        codes=tuple(_code(code) for code in result.codes),
+        codes=result.codes,
         truncated=result.truncated,
         processing_time_ms=result.processing_time_ms,
         width=result.width,
@@ -135,10 +135,3 @@ def _locators(folder: Path) -> dict[str, Locator]:
     from qr_decoder.domain import locators_in
 
     return locators_in(folder)
-
-
-def _code(code: Code) -> QrCode:
-    place = code.sequence
-    fields: dict[str, Any] = asdict(code)
-    fields["sequence"] = None if place is None else (place.position, place.total, place.parity)
-    return QrCode(**fields)

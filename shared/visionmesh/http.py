@@ -35,6 +35,10 @@ T = TypeVar("T")
 # A request body that is not a picture: thousands of descriptors fit.
 _MAX_BODY_BYTES: Final = 1024 * 1024
 
+# Boundaries and headers of a form around a picture: what a body may be larger than the picture.
+FORM_BYTES: Final = 64 * 1024
+_FORM_FIELDS: Final = 16
+
 _RETRY_AFTER_SECONDS: Final = 2
 
 # What a `Rejected` is over HTTP. A code that is not here is 422: the request was understood, but what it
@@ -74,11 +78,6 @@ _CODES: Final = {
     413: "body_too_large",
     415: "unsupported_media_type",
 }
-
-
-# Boundaries and headers of a form around a picture: what a body may be larger than the picture.
-FORM_BYTES: Final = 64 * 1024
-_FORM_FIELDS: Final = 16
 
 
 def create_app(
@@ -217,7 +216,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 
 def _is_json(request: Request) -> bool:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = media_type_of(request)
     return media_type.startswith("application/") and media_type.endswith(("/json", "+json"))
 
 

@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
+
+Symbology = Literal["qr", "micro_qr", "rmqr"]
+
+
+class Place(NamedTuple):
+    """Where a symbol stands in a structured append message.
+
+    position: from 0. total: symbols of the message. parity: the same in all of them.
+    """
+
+    position: int
+    total: int
+    parity: int
 
 
 @dataclass(frozen=True, slots=True)
 class QrCode:
     """One code of a picture.
 
-    content: the text; of a binary payload ISO 8859-1, while `data` holds the bytes of the symbol.
+    content: the text; a binary payload is shown as ISO 8859-1, and `data` holds its bytes.
     corners: four of x and y, in pixels of the upright picture, clockwise from the code's own top left.
-    symbology: `qr`, `micro_qr` or `rmqr`. level_used: the number of the level of `level`.
+    decoder: `zxing`, `grid` (the own sampler), `zbar` or `opencv`.
+    level_used: the number of the level that read it, `level` its name.
+    preprocessing_applied: whether the decoder saw anything but the grey picture, `preprocessing` what.
     rotation_angle: degrees clockwise by which the picture was turned to read it, None when it was not.
-    confidence: 0.5 to 1. processing_time_ms: from the beginning of the picture until the code was read.
+    confidence: 0.5 to 1; half of it is for having passed error correction at all, the rest is the share of
+    the error correction that was not needed.
+    processing_time_ms: from the beginning of the picture until the code was read.
     parts: symbols that a structured append message was joined from, else 1.
-    sequence: position (from 0), total and parity of a symbol whose message is incomplete.
+    sequence: of a symbol whose message is incomplete.
     """
 
     content: str
     data: bytes
     corners: tuple[tuple[float, float], ...]
     decoder: str
-    symbology: str
+    symbology: Symbology
     level_used: int
     level: str
     preprocessing_applied: bool
@@ -32,7 +49,7 @@ class QrCode:
     confidence: float
     processing_time_ms: float
     parts: int = 1
-    sequence: tuple[int, int, int] | None = None
+    sequence: Place | None = None
 
 
 def as_json(code: QrCode) -> dict[str, Any]:
@@ -57,6 +74,5 @@ def as_json(code: QrCode) -> dict[str, Any]:
     if code.parts > 1:
         told["parts"] = code.parts
     if code.sequence is not None:
-        position, total, parity = code.sequence
-        told["sequence"] = {"position": position, "total": total, "parity": parity}
+        told["sequence"] = code.sequence._asdict()
     return told

@@ -21,7 +21,7 @@ from psycopg.types.json import Jsonb
 from visionmesh.columns import IntegerColumn, RealColumn, TextColumn, integers, reals, texts
 from visionmesh.database import Connection, Database
 from visionmesh.errors import Rejected
-from visionmesh.qr_code import QrCode
+from visionmesh.qr_code import Place, QrCode
 
 OutcomeState = Literal["running", "done", "skipped", "failed"]
 
@@ -836,7 +836,7 @@ def _prediction(row: Sequence[Any]) -> StoredPrediction:
 def _qr_code(row: Sequence[Any]) -> QrCode:
     stored = dict(zip(_QR_CODE_COLUMNS, row, strict=True))
     stored["corners"] = tuple((x, y) for x, y in stored["corners"])
-    stored["sequence"] = None if stored["sequence"] is None else tuple(stored["sequence"])
+    stored["sequence"] = None if stored["sequence"] is None else Place(*stored["sequence"])
     return QrCode(**stored)
 
 

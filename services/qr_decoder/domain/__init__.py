@@ -7,7 +7,7 @@
 * `decoders`: zxing-cpp, zbar, OpenCV, and how the latter two are verified
 * `finders`, `grid`, `symbol`: the own sampler
 * `locator`: learned locators in ONNX
-* `codes`: what is told of a code, and structured append messages joined
+* `codes`: what a decoder gives, what is told of a picture, and structured append messages joined
 * `drawing`: the picture with its codes outlined
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qr_decoder.domain.cascade import BUDGET, LEVELS, NUMBERS, PROFILES, UnknownLevelError, levels_of, read
-from qr_decoder.domain.codes import Code, Result, Sequence
+from qr_decoder.domain.codes import Result
 from qr_decoder.domain.drawing import annotated
 from qr_decoder.domain.locator import Located, Locator, locators_in
 from visionmesh import images
@@ -26,11 +26,9 @@ __all__ = [
     "LEVELS",
     "NUMBERS",
     "PROFILES",
-    "Code",
     "Located",
     "Locator",
     "Result",
-    "Sequence",
     "UnknownLevelError",
     "annotated",
     "decode",

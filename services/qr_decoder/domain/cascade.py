@@ -32,10 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qr_decoder.domain import decoders, grid
-from qr_decoder.domain.codes import Code, Grey, Quad, Reading, Result, confidence, joined
+from qr_decoder.domain.codes import Grey, Quad, Reading, Result, confidence, joined
 from qr_decoder.domain.finders import Finder, Triple, find_finders, merged, triples
 from qr_decoder.domain.locator import Locator
 from qr_decoder.domain.transforms import STRATEGIES, Variant, raw, reduced
+from visionmesh.qr_code import QrCode
 
 # Milliseconds; `?budget_ms=` of the service.
 BUDGET: Final = 2000.0
@@ -443,7 +444,7 @@ class _Gathered:
     """The codes read so far, each once."""
 
     def __init__(self, scene: Scene) -> None:
-        self.codes: list[Code] = []
+        self.codes: list[QrCode] = []
         self._scene = scene
         self._doubtful: dict[tuple[str, bytes], str] = {}
 
@@ -453,7 +454,7 @@ class _Gathered:
             return
         self._scene.read.append(reading.corners)
         self.codes.append(
-            Code(
+            QrCode(
                 content=reading.content,
                 data=reading.data,
                 corners=tuple((round(float(x), 2), round(float(y), 2)) for x, y in reading.corners),

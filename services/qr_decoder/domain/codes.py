@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmesh.qr_code import Place, QrCode, Symbology
+
 Grey = NDArray[np.uint8]
 Quad = NDArray[np.float32]
-
-Symbology = Literal["qr", "micro_qr", "rmqr"]
-
-
-@dataclass(frozen=True, slots=True)
-class Sequence:
-    """The place of a symbol in a structured append message.
-
-    position: from 0. total: symbols of the message. parity: the same in all of them.
-    """
-
-    position: int
-    total: int
-    parity: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,44 +30,11 @@ class Reading:
     decoder: str
     symbology: Symbology = "qr"
     unused: float = 0.0
-    sequence: Sequence | None = None
+    sequence: Place | None = None
 
     def at(self, corners: Quad) -> Reading:
         """The same code elsewhere."""
         return replace(self, corners=corners)
-
-
-@dataclass(frozen=True, slots=True)
-class Code:
-    """One code of a picture.
-
-    content: the text; a binary payload is shown as ISO 8859-1, and `data` holds its bytes.
-    corners: x and y in pixels of the upright picture, clockwise from the code's own top left corner.
-    decoder: `zxing`, `grid` (the own sampler), `zbar` or `opencv`.
-    level_used: the number of the level that read it, `level` its name (the table in `cascade`).
-    preprocessing_applied: whether the decoder saw anything but the grey picture, `preprocessing` what.
-    rotation_angle: degrees clockwise by which the picture was turned before; None when it was not.
-    confidence: 0.5 to 1; half of it is for having passed error correction at all, the rest is the share of
-    the error correction that was not needed.
-    processing_time_ms: from the beginning of the picture until the code was read.
-    parts: of a structured append message that was joined, how many symbols; else 1.
-    sequence: of a symbol whose message is incomplete.
-    """
-
-    content: str
-    data: bytes
-    corners: tuple[tuple[float, float], ...]
-    decoder: str
-    level_used: int
-    level: str
-    preprocessing_applied: bool
-    preprocessing: str
-    rotation_angle: int | None
-    confidence: float
-    processing_time_ms: float
-    symbology: Symbology = "qr"
-    parts: int = 1
-    sequence: Sequence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +46,7 @@ class Result:
     width, height: of the upright picture.
     """
 
-    codes: tuple[Code, ...]
+    codes: tuple[QrCode, ...]
     truncated: bool
     processing_time_ms: float
     width: int
@@ -108,18 +63,18 @@ def confidence(unused: float) -> float:
     return round(_PROVEN + (1 - _PROVEN) * min(max(unused, 0.0), 1.0), 3)
 
 
-def joined(codes: tuple[Code, ...]) -> tuple[Code, ...]:
+def joined(codes: tuple[QrCode, ...]) -> tuple[QrCode, ...]:
     """The codes with complete structured append messages as one code each.
 
     A message stands where its first symbol stood; its corners are those symbol's. What several symbols of one
     place say more than once counts once. Messages that lack a symbol stay apart, each with its `sequence`.
     """
-    groups: dict[tuple[int, int], dict[int, Code]] = {}
+    groups: dict[tuple[int, int], dict[int, QrCode]] = {}
     for code in codes:
         if code.sequence is not None:
             group = groups.setdefault((code.sequence.total, code.sequence.parity), {})
             group.setdefault(code.sequence.position, code)
-    found: list[Code] = []
+    found: list[QrCode] = []
     done: set[tuple[int, int]] = set()
     for code in codes:
         if code.sequence is None:
@@ -135,7 +90,7 @@ def joined(codes: tuple[Code, ...]) -> tuple[Code, ...]:
     return tuple(found)
 
 
-def _message(parts: list[Code]) -> Code:
+def _message(parts: list[QrCode]) -> QrCode:
     weakest = min(parts, key=lambda part: part.confidence)
     latest = max(parts, key=lambda part: part.level_used)
     return replace(

@@ -20,9 +20,10 @@ import numpy as np
 import zxingcpp
 
 from qr_decoder.domain import grid, symbol
-from qr_decoder.domain.codes import Grey, Quad, Reading, Sequence, Symbology
+from qr_decoder.domain.codes import Grey, Quad, Reading
 from qr_decoder.domain.finders import Triple
 from qr_decoder.domain.transforms import rectified
+from visionmesh.qr_code import Place, Symbology
 
 _SYMBOLOGIES: Final[dict[zxingcpp.BarcodeFormat, Symbology]] = {
     zxingcpp.BarcodeFormat.QRCode: "qr",
@@ -103,11 +104,10 @@ def _extra(barcode: zxingcpp.Barcode) -> dict[str, Any]:
     return cast(dict[str, Any], barcode.extra)
 
 
-def _sequence(barcode: zxingcpp.Barcode) -> Sequence | None:
+def _sequence(barcode: zxingcpp.Barcode) -> Place | None:
     """zxing-cpp joins nothing and keeps to itself which part of a message it read: the modules tell it."""
     modules = np.asarray(barcode.to_image(scale=1, add_quiet_zones=False)) < 128
-    found = symbol.sequence_of(modules)
-    return None if found is None else Sequence(found.position, found.total, found.parity)
+    return symbol.sequence_of(modules)
 
 
 def from_symbol(found: grid.Sampled, decoder: str) -> Reading | None:
@@ -120,14 +120,13 @@ def from_symbol(found: grid.Sampled, decoder: str) -> Reading | None:
     )
     if not read:
         return None
-    place = found.repaired.sequence
     return Reading(
         content=read[0].text,
         data=bytes(read[0].bytes),
         corners=found.corners,
         decoder=decoder,
         unused=1.0 - found.repaired.used,
-        sequence=None if place is None else Sequence(place.position, place.total, place.parity),
+        sequence=found.repaired.sequence,
     )
 
 

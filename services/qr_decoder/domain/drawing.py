@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qr_decoder.domain.codes import Code
 from visionmesh.drawing import Outline, outlined
+from visionmesh.qr_code import QrCode
 
 
-def annotated(picture: NDArray[np.uint8], codes: Sequence[Code]) -> Image.Image:
+def annotated(picture: NDArray[np.uint8], codes: Sequence[QrCode]) -> Image.Image:
     """The picture, uint8 [height, width, 3] RGB, with the outline and content of each code.
 
     A dot marks each code's own top left corner.

@@ -19,6 +19,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from visionmesh.qr_code import Place
+
 Modules = NDArray[np.bool_]
 
 # Redundancy that is never spent on erasures: random modules pass by chance once in 256 ** 4 blocks.
@@ -64,21 +66,12 @@ class Format:
 
 
 @dataclass(frozen=True, slots=True)
-class Append:
-    """The place of a symbol in a structured append message: position from 0, total, parity of the whole."""
-
-    position: int
-    total: int
-    parity: int
-
-
-@dataclass(frozen=True, slots=True)
 class Repaired:
     """modules: the symbol without errors. used: the share of the redundancy that it took, 0 to 1."""
 
     modules: Modules
     used: float
-    sequence: Append | None
+    sequence: Place | None
 
 
 def size_of(version: int) -> int:
@@ -247,7 +240,7 @@ def repaired(modules: Modules, reliability: NDArray[np.float32] | None = None) -
     return None
 
 
-def sequence_of(modules: Modules) -> Append | None:
+def sequence_of(modules: Modules) -> Place | None:
     """The structured append header of a symbol that is known to be one; cheap where there is none."""
     version = version_of(len(modules))
     if version is None:
@@ -325,11 +318,11 @@ def _blocks(version: int, level: int, whole: int) -> Iterator[tuple[int, ...]]:
         yield (*places, *(data + block + count * n for n in range(correction)))
 
 
-def _sequence(data: Sequence[int]) -> Append | None:
+def _sequence(data: Sequence[int]) -> Place | None:
     """Structured append: mode 4 bits, position 4, total - 1 4, parity 8 (section 8)."""
     if len(data) < 3 or data[0] >> 4 != _SEQUENCE_MODE:
         return None
-    return Append(data[0] & 15, (data[1] >> 4) + 1, (data[1] & 15) << 4 | data[2] >> 4)
+    return Place(data[0] & 15, (data[1] >> 4) + 1, (data[1] & 15) << 4 | data[2] >> 4)
 
 
 # Reed-Solomon codes over GF(256) with x^8 + x^4 + x^3 + x^2 + 1, roots 2^0, 2^1, ... (annex A).

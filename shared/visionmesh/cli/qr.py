@@ -13,9 +13,10 @@ import typer
 from visionmesh.cli.console import complain, fail
 from visionmesh.cli.pictures import Paths, error_of, pictures_of
 from visionmesh.errors import Rejected
+from visionmesh.qr_code import as_json as told
 
 if TYPE_CHECKING:
-    from qr_decoder.domain import Code, Locator, Result
+    from qr_decoder.domain import Locator, Result
 
 
 def qr(
@@ -83,37 +84,10 @@ def _read(
 
 
 def _answer(result: Result) -> dict[str, Any]:
-    answer: dict[str, Any] = {"codes": [_told(code) for code in result.codes]}
+    answer: dict[str, Any] = {"codes": [told(code) for code in result.codes]}
     if result.truncated:
         answer["truncated"] = True
     return {**answer, "processing_time_ms": round(result.processing_time_ms, 1)}
-
-
-def _told(code: Code) -> dict[str, Any]:
-    """A code as JSON; its raw bytes in hexadecimal."""
-    told: dict[str, Any] = {
-        "content": code.content,
-        "bytes": code.data.hex(),
-        "corners": [list(corner) for corner in code.corners],
-        "symbology": code.symbology,
-        "decoder": code.decoder,
-        "level_used": code.level_used,
-        "level": code.level,
-        "preprocessing_applied": code.preprocessing_applied,
-        "preprocessing": code.preprocessing,
-        "rotation_angle": code.rotation_angle,
-        "confidence": code.confidence,
-        "processing_time_ms": round(code.processing_time_ms, 1),
-    }
-    if code.parts > 1:
-        told["parts"] = code.parts
-    if code.sequence is not None:
-        told["sequence"] = {
-            "position": code.sequence.position,
-            "total": code.sequence.total,
-            "parity": code.sequence.parity,
-        }
-    return told
 
 
 def _free(folder: Path, file: Path, taken: set[Path]) -> Path:
