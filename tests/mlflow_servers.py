@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import urllib3
 
-import small_models
+from training.tables import toml
 from visionmesh.mlflow import Mlflow
 from visionmesh.settings import Settings
 from visionmesh.stack.ports import free_port
@@ -101,9 +101,7 @@ class Registry:
         return found
 
     def register(self, table: Mapping[str, Any], model: bytes, *, promote: bool = True) -> str:
-        return self.register_files(
-            {"model.toml": small_models.toml(table).encode(), "model.onnx": model}, promote=promote
-        )
+        return self.register_files({"model.toml": toml(table).encode(), "model.onnx": model}, promote=promote)
 
     def register_files(self, files: Mapping[str, bytes], *, promote: bool = True) -> str:
         """A new version; its number."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import GraphProto, TensorProto, helper, numpy_helper
+
+from training.tables import toml
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -49,22 +50,15 @@ def classifier(
         ],
         [numpy_helper.from_array(values, name) for name, values in weights.items()],
     )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
-    ).SerializeToString()
-    table = {
-        "version": version,
-        "kind": "classifier",
-        "family": "favourite",
-        "file": "model.onnx",
-        "sha256": hashlib.sha256(model).hexdigest(),
-        "input": "descriptors",
-        "output": ["label", "probabilities"],
-        "labels": list(labels),
-        "descriptor_count": width if said_width is None else said_width,
-        "extractor": extractor,
-    }
-    return table, model
+    return _model(
+        graph,
+        version=version,
+        kind="classifier",
+        family="favourite",
+        labels=list(labels),
+        descriptor_count=width if said_width is None else said_width,
+        extractor=extractor,
+    )
 
 
 def extractor(
@@ -87,31 +81,8 @@ def extractor(
             numpy_helper.from_array(np.zeros((1, width), np.float32), "w"),
         ],
     )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
-    ).SerializeToString()
-    table = {
-        "version": version,
-        "kind": "extractor",
-        "family": "mean",
-        "file": "model.onnx",
-        "sha256": hashlib.sha256(model).hexdigest(),
-        "input": "pictures",
-        "output": ["descriptors"],
-        "descriptor_count": width,
-    } | ({} if space is None else {"space": space})
-    return table, model
-
-
-def toml(table: Mapping[str, Any]) -> str:
-    """JSON's strings, numbers and lists are valid TOML as they stand."""
-    lines = []
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            lines += [f"{key}.{name} = {json.dumps(each)}\n" for name, each in value.items()]
-        else:
-            lines.append(f"{key} = {json.dumps(value)}\n")
-    return "".join(lines)
+    named = {} if space is None else {"space": space}
+    return _model(graph, version=version, kind="extractor", family="mean", descriptor_count=width, **named)
 
 
 def write_models(folder: Path, models: Mapping[str, tuple[Mapping[str, Any], bytes]]) -> Path:
@@ -120,6 +91,20 @@ def write_models(folder: Path, models: Mapping[str, tuple[Mapping[str, Any], byt
     text = ""
     for name, (table, content) in models.items():
         (folder / f"{name}.onnx").write_bytes(content)
-        text += f"[{name}]\n{toml({**table, 'file': f'{name}.onnx'})}\n"
+        text += f"{toml({**table, 'file': f'{name}.onnx'}, name)}\n"
     (folder / "models.toml").write_text(text)
     return folder
+
+
+def _model(graph: GraphProto, **table: Any) -> tuple[dict[str, Any], bytes]:
+    """Table and file; the table's input and output are those of the graph."""
+    content = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
+    ).SerializeToString()
+    (taken,), given = graph.input, graph.output
+    return table | {
+        "file": "model.onnx",
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "input": taken.name,
+        "output": [each.name for each in given],
+    }, content

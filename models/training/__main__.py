@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import tomllib
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -17,6 +15,7 @@ import onnx
 from training import classifiers, consensus, data, export, extractors, measure, report, tracking, widths
 from training.classifiers import Examples, Trial
 from training.seen import Seen
+from training.tables import toml, written
 from visionmesh.consensus import pool
 
 # Any number would do.
@@ -65,8 +64,8 @@ def main() -> None:
     figures["decoding"] = extractors.decoding(arguments.seed)
     figures["made"] = _made(dataset, arguments)
     tables |= found
-    text = TABLES + "".join(_toml(name, table) for name, table in tables.items())
-    (folder / "models.toml").write_text(text)
+    text = TABLES + "".join(f"\n{toml(table, name)}" for name, table in tables.items())
+    (folder / "models.toml").write_text(text, encoding="utf-8")
     report.write(reports / report.FIGURES, figures)
     measured = {role: tables[f"classifier-{role}"] for role in report.THREE} | {
         "consensus": tables["consensus"]
@@ -121,7 +120,7 @@ def _made(dataset: data.Dataset, arguments: argparse.Namespace) -> dict[str, Any
 
 
 def _kept_extractors(folder: Path) -> dict[str, dict[str, Any]]:
-    tables = tomllib.loads((folder / "models.toml").read_text())
+    tables = tomllib.loads((folder / "models.toml").read_text(encoding="utf-8"))
     return {name: table for name, table in tables.items() if table["kind"] == "extractor"}
 
 
@@ -158,7 +157,7 @@ def train_extractors(
             "input": "pictures",
             "output": ["descriptors"],
             "origin": "trained from nothing on CIFAR-10 (Krizhevsky, 2009)",
-            **_written(arguments.models / f"{name}.onnx", graph),
+            **written(arguments.models / f"{name}.onnx", graph),
             "metrics": metrics,
         }
     return tables, {"deployed": deployed, "variants": found}
@@ -187,7 +186,7 @@ def train_classifiers(
         candidate = trial.candidate.name
         # A model that has two names is one file.
         if candidate not in files:
-            files[candidate] = _written(folder / f"{name}.onnx", trial.graph)
+            files[candidate] = written(folder / f"{name}.onnx", trial.graph)
         tables[name] = _classifier_table(trial, files[candidate], measured[candidate], common)
     agreed = _agreed(chosen, validation, test)
     tables["consensus"] = _consensus_table(agreed, common)
@@ -213,7 +212,7 @@ def _measured(trial: Trial, validation: Examples, test: Examples, folder: Path) 
     """Everything the report says of one candidate."""
     _, probabilities = export.run(trial.graph, test.descriptors)
     unnamed = folder / f".{trial.candidate.name}.onnx"
-    size = _written(unnamed, trial.graph)["bytes"]
+    size = written(unnamed, trial.graph)["bytes"]
     memory = measure.memory_growth(unnamed)
     unnamed.unlink()
     return {
@@ -319,25 +318,6 @@ def _add_seed(dataset: data.Dataset, arguments: argparse.Namespace, top1: Mappin
     }
     print(found, flush=True)
     report.record_seed(arguments.models / report.FOLDER / report.SEEDS, "ours", found)
-
-
-def _written(path: Path, graph: onnx.ModelProto) -> dict[str, Any]:
-    content = graph.SerializeToString()
-    path.write_bytes(content)
-    return {"file": path.name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-
-
-def _toml(name: str, table: Mapping[str, Any]) -> str:
-    """One table. JSON's strings, numbers and lists are valid TOML as they stand."""
-    inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    lines = [f"\n[{name}]\n"]
-    lines += [f"{key} = {json.dumps(value)}\n" for key, value in table.items() if key not in inner]
-    for key, values in inner.items():
-        lines += [
-            f"\n[{name}.{key}]\n",
-            *(f"{each} = {json.dumps(value)}\n" for each, value in values.items()),
-        ]
-    return "".join(lines)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ mesh can run with it. All of it goes to a folder of its own with its own models.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -42,6 +41,7 @@ from sklearn.preprocessing import StandardScaler
 from training import classifiers, data, export, measure, tracking
 from training.data import Dataset, Pictures
 from training.resnet50_graph import MEANS, NAME, Reduction, graph_of
+from training.tables import toml, written
 
 VERSION = "1.0.0"
 SEED = 20241006
@@ -61,9 +61,6 @@ PEAK_RATE = 1e-3
 MEMORY = 0.9
 TIMED = 30
 TELL_SECONDS = 10.0
-
-# The int8 graph is taken when it is faster and loses no more than this share of the answers.
-TOLERATED_LOSS = 0.002
 
 TABLES = """\
 # Models that `mesh models build` made on this machine, one table each; `mesh` reads them beside those that
@@ -152,7 +149,7 @@ def build(arguments: argparse.Namespace) -> None:
         "input": "pictures",
         "output": ["descriptors"],
         "origin": _origin(arguments),
-        **_written(folder / f"{NAME}.onnx", model),
+        **written(folder / f"{NAME}.onnx", model),
         "metrics": {
             "top1": top1["logistic_regression"]["pca"],
             "explained_variance": round(reduction.explained, 4),
@@ -374,7 +371,7 @@ def _int8_that_pays(
     )
     before, after = (milliseconds(graph, dataset.test.rgb, side) for graph in (model, smaller))
     print(f"int8 loses {loss:.2%} of the answers and takes {after} ms instead of {before} ms", flush=True)
-    if loss > TOLERATED_LOSS or after >= before:
+    if loss > measure.TOLERATED_LOSS or after >= before:
         return None
     for name in ("train", "test"):
         rgb = getattr(dataset, name).rgb
@@ -418,26 +415,20 @@ def fit_classifiers(
             "output": ["label", "probabilities"],
             "labels": list(data.LABELS),
             "origin": "trained on the descriptors of CIFAR-10 (Krizhevsky, 2009)",
-            **_written(folder / f"{name}.onnx", graph),
+            **written(folder / f"{name}.onnx", graph),
             "metrics": metrics,
         }
     return tables
 
 
-def _written(path: Path, graph: onnx.ModelProto) -> dict[str, Any]:
-    content = graph.SerializeToString()
-    path.write_bytes(content)
-    return {"file": path.name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-
-
 def add_tables(path: Path, tables: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes the tables into models.toml at once, and keeps those of other models that are there."""
-    kept = tomllib.loads(path.read_text()) if path.exists() else {}
+    kept = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     text = TABLES
     for name, table in (kept | dict(tables)).items():
-        text += f"\n[{name}]\n{tracking.toml(table)}"
+        text += f"\n{toml(table, name)}"
     draft = path.with_suffix(".new")
-    draft.write_text(text)
+    draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 

@@ -5,13 +5,14 @@ Nothing at all unless `MLFLOW_TRACKING_URI` is set.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+from training.tables import toml
 
 EXPERIMENT: Final = "visionmesh"
 
@@ -60,26 +61,12 @@ def record(
                 _register(client, name, f"{run.info.artifact_uri}/models/{name}", run.info.run_id)
 
 
-def toml(table: Mapping[str, Any]) -> str:
-    """A table as TOML, the tables inside it inline."""
-    return "".join(f"{json.dumps(key)} = {_toml(value)}\n" for key, value in table.items())
-
-
-def _toml(value: Any) -> str:
-    """JSON's strings, numbers and truths are valid TOML as they stand."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value)
-
-
 def _write_version(name: str, table: Mapping[str, Any], folder: Path, version: Path) -> None:
     written = dict(table)
     if table["kind"] == "extractor":
         # In the registry its version is another number, and classifiers know the space by this one.
         written.setdefault("space", f"{name}@{table['version']}")
-    (version / "model.toml").write_text(toml(written))
+    (version / "model.toml").write_text(toml(written), encoding="utf-8")
     if "file" in table:
         shutil.copy(folder / table["file"], version)
 

@@ -22,6 +22,7 @@ from structlog.testing import capture_logs
 
 import small_models
 from mlflow_servers import RealMlflow, Registry, Server, eventually
+from training.tables import toml
 from visionmesh.errors import Unavailable
 from visionmesh.mlflow import Address, Mlflow
 from visionmesh.model_store import Model, ModelError
@@ -132,7 +133,7 @@ def test_an_extractor_keeps_the_name_of_its_space(registry: Registry) -> None:
 
 
 def files(table: Mapping[str, Any], model: bytes) -> dict[str, bytes]:
-    return {"model.toml": small_models.toml(table).encode(), "model.onnx": model}
+    return {"model.toml": toml(table).encode(), "model.onnx": model}
 
 
 def bad_champions() -> dict[str, tuple[dict[str, bytes], str]]:
@@ -154,7 +155,7 @@ def bad_champions() -> dict[str, tuple[dict[str, bytes], str]]:
         ),
         "an-extractor": (files(*small_models.extractor()), "of kind extractor"),
         "no-table": ({"model.onnx": model}, "has no model.toml"),
-        "no-file": ({"model.toml": small_models.toml(good).encode()}, "has no model.onnx"),
+        "no-file": ({"model.toml": toml(good).encode()}, "has no model.onnx"),
         "no-toml": ({"model.toml": b"\xff", "model.onnx": model}, "not valid TOML"),
         "no-version": (files({k: v for k, v in good.items() if k != "version"}, model), "no 'version'"),
         "no-number": (files({**good, "descriptor_count": "twenty"}, model), "not understood"),
@@ -418,7 +419,7 @@ def test_models_versions_and_aliases(registry: Registry) -> None:
 
 def test_the_table_of_a_version_is_read_without_its_file(registry: Registry) -> None:
     table, _ = small_models.extractor(space="extractor@2.0.0")
-    registry.register_files({"model.toml": small_models.toml(table).encode()})
+    registry.register_files({"model.toml": toml(table).encode()})
     registry.register_files({})
     mlflow = Mlflow(registry.server.url)
     assert mlflow.describe(registry.name, "1") == table

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,14 +29,6 @@ tables = {name: table for name, table in tomllib.loads((folder / "models.toml").
 tables["consensus"] = {"kind": "consensus", "version": "1", "metrics": {"ece": 0.01, "by": {"90": 0.5}}}
 record(tables, folder, parameters={"seed": 7}, artifacts=[folder / "models.toml", plots])
 """
-
-
-@pytest.fixture
-def tracking(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(MODELS))
-    import training.tracking
-
-    return training.tracking
 
 
 @pytest.fixture
@@ -69,14 +58,6 @@ def test_nothing_happens_without_a_server(tmp_path: Path) -> None:
     ended = record(sys.executable, None, tmp_path)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     assert "mlflow" in record(sys.executable, "http://127.0.0.1:1", tmp_path).stderr
-
-
-def test_a_table_survives(tracking: ModuleType) -> None:
-    tables: dict[str, Any] = tomllib.loads((MODELS / "models.toml").read_text())
-    for table in tables.values():
-        assert tomllib.loads(tracking.toml(table)) == table
-    deep = {"a b": {"0.9": {"x": [1, 2.5, True, "ü\n"]}}, "empty": {}, "none": []}
-    assert tomllib.loads(tracking.toml(deep)) == deep
 
 
 def test_what_was_recorded_can_be_loaded_and_answers_the_same(server: RealMlflow, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import tarfile
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -131,6 +132,25 @@ def test_pictures_move_by_a_few_pixels_and_nothing_else(data: ModuleType) -> Non
         places = [(y, x) for y in range(5) for x in range(5)]
         offsets |= {(y, x) for y, x in places if np.array_equal(padded[y : y + 8, x : x + 8], after)}
     assert len(offsets) > 15
+
+
+@pytest.fixture
+def tables(data: ModuleType) -> ModuleType:
+    import training.tables
+
+    return training.tables
+
+
+def test_models_toml_is_written_as_it_stands(tables: ModuleType) -> None:
+    text = (ROOT / "models" / "models.toml").read_text(encoding="utf-8")
+    found = tomllib.loads(text)
+    assert text.endswith("".join(f"\n{tables.toml(table, name)}" for name, table in found.items()))
+
+
+def test_any_table_survives(tables: ModuleType) -> None:
+    deep = {"a b": {"0.9": {"x": [1, 2.5, True, "ü\n"]}}, "empty": {}, "none": [], "last": "\U0001f600"}
+    assert tomllib.loads(tables.toml(deep)) == deep
+    assert tomllib.loads(tables.toml(deep, "with a name")) == {"with a name": deep}
 
 
 @pytest.fixture
