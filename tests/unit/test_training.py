@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+import small_models
 from visionmesh.consensus import Fitted
 from visionmesh.model_store import ModelStore
 from visionmesh.settings import ROOT
@@ -259,6 +260,27 @@ def test_a_small_training_gives_models_that_load_and_beat_chance(data: ModuleTyp
     trained(*arguments, "--keep-extractor", "--without-widths")
     again = {path.name: path.read_bytes() for path in tmp_path.glob("classifier-*.onnx")}
     assert again == written, "the same seed gave other classifiers"
+
+
+# Which of the two is deployed depends on what int8 is worth.
+FEATURES = """
+import sys
+import numpy as np
+import onnx
+from training import export, seen
+model = onnx.load(sys.argv[1])
+for graph in (model, export.halved(model)):
+    descriptors, features = export.run(seen.with_features(graph), np.full((2, 32, 32, 3), 7, np.uint8))
+    assert descriptors.shape == (2, 20)
+    assert features.tolist() == [[7.0], [7.0]], features
+"""
+
+
+@needs_training
+def test_what_a_bottleneck_takes_is_told_of_float_and_of_half_weights(tmp_path: Path) -> None:
+    _, content = small_models.extractor()
+    (tmp_path / "extractor.onnx").write_bytes(content)
+    trained("-c", FEATURES, str(tmp_path / "extractor.onnx"))
 
 
 # A cloud for each class, so near one another that no family is right every time.
