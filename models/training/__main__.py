@@ -41,10 +41,21 @@ TABLES = """\
 
 def main() -> None:
     arguments = _arguments()
-    dataset = data.load(arguments.data, limit=arguments.limit)
     if arguments.only_figures:
-        _record_seed(dataset, arguments)
+        _record_seed(data.load(arguments.data, limit=arguments.limit), arguments)
         return
+    try:
+        train(arguments)
+    except tracking.TrackingError as error:
+        raise SystemExit(str(error)) from error
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """From pictures to the models, their tables, the report, and MLflow. Raises `TrackingError` before
+    anything is trained, or when everything is written.
+    """
+    tracking.check()
+    dataset = data.load(arguments.data, limit=arguments.limit)
     folder, reports = arguments.models, arguments.models / report.FOLDER
     reports.mkdir(parents=True, exist_ok=True)
     figures = report.read(reports / report.FIGURES)
@@ -75,10 +86,7 @@ def main() -> None:
         report.write(reports / report.WIDTHS, widths.compare(seen.features, seen.labels, arguments.seed))
     report.render(folder)
     tracking.record(
-        tables,
-        folder,
-        parameters=figures["made"],
-        artifacts=[folder / report.REPORT, reports],
+        list(tables), folder, parameters=figures["made"], artifacts=[report.REPORT, report.FOLDER]
     )
 
 

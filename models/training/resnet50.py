@@ -86,7 +86,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", category=ConvergenceWarning)
     try:
         build(arguments)
-    except BuildError as error:
+    except (BuildError, tracking.TrackingError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
@@ -108,12 +108,16 @@ def _arguments() -> argparse.Namespace:
 
 
 def build(arguments: argparse.Namespace) -> None:
-    """From weights and pictures to the models, their tables and the comparison. Raises BuildError."""
+    """From weights and pictures to the models, their tables and the comparison.
+
+    Raises BuildError, and `TrackingError` before anything is trained or when everything is written.
+    """
     side, folder = arguments.side, arguments.into
     if arguments.weights == NOTHING and not arguments.fine_tune:
         raise BuildError(f"--weights {NOTHING} needs --fine-tune EPOCHS; else nothing has been learned.")
     if side < SMALLEST_SIDE:
         raise BuildError(f"--side is at least {SMALLEST_SIDE}: ResNet50 halves a picture five times.")
+    tracking.check()
     net = network(arguments.weights, side)
     dataset = _pictures(arguments)
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +167,7 @@ def build(arguments: argparse.Namespace) -> None:
         tables[name] = version | common | {"extractor": f"{NAME}@{version['version']}"} | table
     add_tables(folder / "models.toml", tables)
     _write_comparison(folder / f"{NAME}.json", arguments, dataset, reduction, top1, tables)
-    tracking.record(tables, folder, parameters=vars(arguments), artifacts=[folder / f"{NAME}.json"])
+    tracking.record(list(tables), folder, parameters=vars(arguments), artifacts=[f"{NAME}.json"])
 
 
 def _pictures(arguments: argparse.Namespace) -> Dataset:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from mlflow_servers import RealMlflow
+from training.tables import toml
 from visionmesh.mlflow import Mlflow
 from visionmesh.model_store import ModelStore
 from visionmesh.registry import open_source
@@ -20,15 +23,31 @@ from visionmesh.settings import ROOT, Settings
 MODELS = ROOT / "models"
 NAMES = ("extractor", "classifier-fast")
 RECORD = """
-import sys, tomllib
+import sys
 from pathlib import Path
-from training.tracking import record
-folder, plots = Path(sys.argv[1]), Path(sys.argv[2])
-tables = {name: table for name, table in tomllib.loads((folder / "models.toml").read_text()).items()
-          if name in ("extractor", "classifier-fast")}
-tables["consensus"] = {"kind": "consensus", "version": "1", "metrics": {"ece": 0.01, "by": {"90": 0.5}}}
-record(tables, folder, parameters={"seed": 7}, artifacts=[folder / "models.toml", plots])
+from training.tracking import TrackingError, check, record
+try:
+    if "--unchecked" not in sys.argv:
+        check()
+    record(["extractor", "classifier-fast", "consensus"], Path(sys.argv[1]), parameters={"seed": 7},
+           artifacts=["models.toml", "plots"])
+except TrackingError as error:
+    raise SystemExit(str(error))
 """
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """What a training leaves behind."""
+    folder = tmp_path / "trained"
+    (folder / "plots").mkdir(parents=True)
+    (folder / "plots" / "plot.svg").write_text("<svg/>")
+    tables = {name: ModelStore(MODELS).describe(name) for name in NAMES}
+    tables["consensus"] = {"kind": "consensus", "version": "1", "metrics": {"ece": 0.01, "by": {"90": 0.5}}}
+    (folder / "models.toml").write_text("".join(toml(table, name) for name, table in tables.items()))
+    for name in NAMES:
+        shutil.copy(MODELS / tables[name]["file"], folder)
+    return folder
 
 
 @pytest.fixture
@@ -42,32 +61,32 @@ def server(tmp_path: Path) -> Iterator[RealMlflow]:
     mlflow.stop()
 
 
-def record(python: str, server_url: str | None, plots: Path) -> subprocess.CompletedProcess[str]:
+def ended(python: str, server_url: str | None, *arguments: str) -> tuple[int, str]:
+    """Status and errors of a program that imports the training."""
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    environment["PYTHONPATH"] = str(MODELS)
+    environment |= {"PYTHONPATH": str(MODELS), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
     if server_url is not None:
         environment["MLFLOW_TRACKING_URI"] = server_url
-    return subprocess.run(
-        [python, "-c", RECORD, str(MODELS), str(plots)],
-        env=environment, capture_output=True, text=True, check=False, timeout=150,
-    )  # fmt: skip
+    done = subprocess.run(
+        [python, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=150
+    )
+    return done.returncode, done.stderr
 
 
-def test_nothing_happens_without_a_server(tmp_path: Path) -> None:
+def test_nothing_happens_without_a_server(trained: Path) -> None:
     # This interpreter has no MLflow, so that an attempt would show.
-    ended = record(sys.executable, None, tmp_path)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
-    assert "mlflow" in record(sys.executable, "http://127.0.0.1:1", tmp_path).stderr
+    assert ended(sys.executable, None, "-c", RECORD, str(trained)) == (0, "")
+    status, said = ended(sys.executable, "http://127.0.0.1:1", "-c", RECORD, str(trained))
+    assert (status, said.count("\n")) == (1, 1)
+    assert said.startswith(
+        "Nothing was trained, because MLflow can't be told of it: No module named 'mlflow'"
+    )
 
 
-def test_what_was_recorded_can_be_loaded_and_answers_the_same(server: RealMlflow, tmp_path: Path) -> None:
+def test_what_was_recorded_can_be_loaded_and_answers_the_same(server: RealMlflow, trained: Path) -> None:
     python = os.environ["MESH_MLFLOW_PYTHON"]
-    plots = tmp_path / "plots"
-    plots.mkdir()
-    (plots / "plot.svg").write_text("<svg/>")
     for _ in range(2):
-        ended = record(python, server.url, plots)
-        assert ended.returncode == 0, ended.stderr
+        assert ended(python, server.url, "-c", RECORD, str(trained))[0] == 0
     mlflow = Mlflow(server.url)
     # The second run is ready to become what the first one is. The consensus is no model that is loaded.
     assert mlflow.models() == {name: {"champion": "1", "challenger": "2"} for name in sorted(NAMES)}
@@ -95,3 +114,20 @@ def test_what_was_recorded_can_be_loaded_and_answers_the_same(server: RealMlflow
     assert metrics["consensus.ece"] == 0.01
     kept = {each["path"] for each in mlflow._ask("artifacts/list", run_id=newest.run_id)["files"]}
     assert kept == {"models.toml", "models", "plots"}
+
+
+# Its client starts in seconds, five times.
+@pytest.mark.timeout(600)
+def test_an_mlflow_that_is_away_at_the_end_is_told_later(server: RealMlflow, trained: Path) -> None:
+    python = os.environ["MESH_MLFLOW_PYTHON"]
+    server.stop()
+    status, said = ended(python, server.url, "-c", RECORD, str(trained))
+    assert (status, said.splitlines()[-1].partition(",")[0]) == (1, "Nothing was trained")
+    status, said = ended(python, server.url, "-c", RECORD, str(trained), "--unchecked")
+    assert (status, said.splitlines()[-1].partition(",")[0]) == (1, f"The models are written to {trained}")
+    later = shlex.split(said.rpartition(": ")[2])
+    assert later[0] == f"PYTHONPATH={MODELS}"
+    server.start()
+    assert ended(later[1], server.url, *later[2:])[0] == 0
+    assert set(Mlflow(server.url).models()) == set(NAMES)
+    assert "no training left models" in ended(later[1], server.url, *later[2:])[1]

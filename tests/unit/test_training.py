@@ -206,18 +206,30 @@ needs_training = pytest.mark.skipif(
 
 def trained(*arguments: str) -> None:
     """Runs the environment of `make train`, on one thread."""
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr[-2_000:]
+
+
+def run(*arguments: str, tracking_uri: str = "") -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join(str(ROOT / name) for name in ("shared", "services", "models"))
     environment = {
         **os.environ,
         "PYTHONPATH": paths,
         "OMP_NUM_THREADS": "1",
         "TF_NUM_INTRAOP_THREADS": "1",
-        "MLFLOW_TRACKING_URI": "",
+        "MLFLOW_TRACKING_URI": tracking_uri,
     }
-    done = subprocess.run(
+    return subprocess.run(
         [TRAIN_PYTHON, *arguments], cwd=ROOT / "models", env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr[-2_000:]
+
+
+@needs_training
+def test_nothing_is_trained_that_mlflow_could_not_be_told(tmp_path: Path) -> None:
+    done = run("-m", "training", "--models", str(tmp_path), tracking_uri="http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Nothing was trained")
+    assert not list(tmp_path.iterdir())
 
 
 @needs_training
