@@ -61,8 +61,7 @@ def open_source(
     address that can't be understood.
     """
     if not address.startswith(SCHEME):
-        model = ModelStore(settings.models_dir, settings.built_models_dir).load(address)
-        _check_kind(model, kind)
+        model = load(settings, address, kind=kind)
         if not shadow:
             _announce(model)
         yield FixedSource(model)
@@ -79,6 +78,21 @@ def open_source(
     finally:
         # Not waited for: it may hang in a download.
         stop.set()
+
+
+def load(settings: Settings, address: str, *, kind: Kind | None = None) -> Model:
+    """The model that `address` names now, for a process that does not stay to follow it.
+
+    Raises `ModelError` as `open_source` does, and also for a version that is at fault; `Unavailable` when
+    MLflow is away or has no such model.
+    """
+    if address.startswith(SCHEME):
+        mlflow, asked = Mlflow.from_settings(settings), Address.parse(address)
+        model = mlflow.load(asked.name, mlflow.resolve(asked))
+    else:
+        model = ModelStore(settings.models_dir, settings.built_models_dir).load(address)
+    _check_kind(model, kind)
+    return model
 
 
 def check_address(settings: Settings, address: str, kind: Kind) -> None:

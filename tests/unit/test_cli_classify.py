@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+import small_models
+from mlflow_servers import Registry
 from visionmesh.cli import app
-from visionmesh.settings import ROOT
+from visionmesh.model_store import ModelStore
+from visionmesh.settings import ROOT, get_settings
+from visionmesh.testing.mlflow import MemoryMlflow
 
 CAT = ROOT / "samples" / "cat.jpg"
 
@@ -74,11 +79,78 @@ def test_a_batch_gives_what_one_picture_gives(tmp_path: Path) -> None:
     ]
 
 
+@pytest.fixture
+def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Sets settings, in a machine with models of its own."""
+    large = {
+        "large": small_models.extractor(width=50, side=64),
+        **{
+            f"classifier-{favourite}": small_models.classifier(
+                width=50, favourite=favourite, extractor="large@1.0.0"
+            )
+            for favourite in ("frog", "ship")
+        },
+    }
+    built = small_models.write_models(tmp_path / "built", large)
+
+    def set_to(**settings: str) -> None:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        get_settings.cache_clear()
+
+    set_to(MESH_BUILT_MODELS_DIR=str(built))
+    yield set_to
+    get_settings.cache_clear()
+
+
+def labels(*arguments: str) -> dict[str, str]:
+    status, (line,) = classify(str(CAT), *arguments)
+    assert status == 0
+    return {one["classifier"]: one["label"] for one in line["predictions"]}
+
+
+def refusal(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["classify", str(CAT), *arguments])
+    assert (result.exit_code, result.stdout) == (1, "")
+    return result.stderr
+
+
+def test_the_models_are_those_of_the_settings_and_the_options(use: Callable[..., None]) -> None:
+    use(MESH_EXTRACTOR_MODEL="large", MESH_CLASSIFIER_MODEL="classifier-frog")
+    assert labels() == {"fast": "frog", "balanced": "frog", "accurate": "frog"}
+    chosen = ("--classifier", "fast=classifier-ship", "--classifier", "night=classifier-ship:8010")
+    assert labels(*chosen) == {"fast": "ship", "balanced": "frog", "accurate": "frog", "night": "ship"}
+    assert len(classify(str(CAT))[1][0]["descriptors"]) == 50
+
+
+def test_a_model_that_can_not_be_had_or_does_not_fit_is_a_sentence(use: Callable[..., None]) -> None:
+    assert "has no model 'nowhere'" in refusal("--classifier", "night=nowhere")
+    assert "is of kind extractor" in refusal("--classifier", "night=extractor")
+    assert "is not understood" in refusal("--classifier", "night")
+    wide = refusal("--classifier", "night=classifier-frog")
+    assert wide == (
+        "mesh: Got 20 descriptors, and classifier-frog@1.0.0 takes 50. "
+        "Name a model that was trained on these: --classifier night=MODEL.\n"
+    )
+    use(MESH_EXTRACTOR_MODEL="classifier-frog")
+    assert "is of kind classifier" in refusal()
+
+
+def test_a_champion_of_mlflow_answers_here_too(use: Callable[..., None]) -> None:
+    space = ModelStore(ROOT / "models").load("extractor").space
+    with MemoryMlflow().running() as memory:
+        registry = Registry(memory, "classifier-fast")
+        registry.register(*small_models.classifier(favourite="deer", extractor=space))
+        use(MLFLOW_TRACKING_URI=memory.url)
+        chosen = ("--classifier", f"fast={registry.champion}")
+        assert labels(*chosen) == {"fast": "deer", "balanced": "cat", "accurate": "cat"}
+        memory.stop()
+        assert refusal(*chosen) == f"mesh: MLflow on {memory.url} does not answer (NewConnectionError)\n"
+
+
 def test_an_altered_model_is_a_sentence_and_no_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from visionmesh.settings import get_settings
-
     for file in (ROOT / "models").glob("*.*"):
         shutil.copy(file, tmp_path)
     with (tmp_path / "extractor.onnx").open("ab") as model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -13,35 +13,33 @@ import typer
 
 from visionmesh.cli.console import fail
 from visionmesh.cli.pictures import Paths, error_of, pictures_of
+from visionmesh.cli.up import Classifiers
 from visionmesh.errors import Rejected
 
 if TYPE_CHECKING:
     from classifier.domain import Classifier
     from feature_extractor.domain import Extractor
+    from visionmesh.mesh import Service
+    from visionmesh.settings import Settings
 
 # Pictures decoded and run at once: 3 KB each once decoded.
 _BATCH: Final = 256
-
-_EXTRACTOR: Final = "extractor"
 
 
 def classify(
     paths: Paths,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per picture.")] = False,
+    chosen: Classifiers = [],  # noqa: B006 - how typer wants the default of a repeatable option
 ) -> None:
     """Classify pictures here and now; no server is needed.
 
-    The exit status is 1 when any picture could not be read.
+    With the models that `mesh up` would start: those of the same settings and of the same options. The exit
+    status is 1 when any picture could not be read.
     """
     from rich.console import Console
     from rich.progress import Progress
 
-    from visionmesh.model_store import ModelError
-
-    try:
-        extractor, classifiers = _models()
-    except ModelError as error:
-        fail(str(error))
+    extractor, classifiers = _models(chosen)
     files = list(pictures_of(paths))
     unread = 0
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -56,15 +54,46 @@ def classify(
         fail(f"{unread} of {len(files)} could not be read.")
 
 
-def _models() -> tuple[Extractor, list[Classifier]]:
-    from classifier.domain import Classifier
+def _models(chosen: Sequence[str]) -> tuple[Extractor, dict[str, Classifier]]:
+    """The extractor, and by name the classifiers. Ends the program when one can't be had or does not fit."""
     from feature_extractor.domain import Extractor
-    from visionmesh.model_store import ModelStore
+    from visionmesh.errors import Unavailable
+    from visionmesh.mesh import MeshError, parse_services
+    from visionmesh.model_store import ModelError
+    from visionmesh.registry import load
     from visionmesh.settings import get_settings
-    from visionmesh.topics import CLASSIFIERS
 
-    store = ModelStore(get_settings().models_dir)
-    return Extractor(store.load(_EXTRACTOR)), [Classifier(store.load(name)) for name in CLASSIFIERS]
+    settings = get_settings()
+    try:
+        extractor = Extractor(load(settings, settings.extractor_model, kind="extractor"))
+        return extractor, {
+            service.environment["MESH_CLASSIFIER"]: _classifier(service, settings, extractor)
+            for service in parse_services(chosen)
+            if service.package == "classifier"
+        }
+    except (MeshError, ModelError, ValueError) as error:
+        fail(str(error))
+    except Unavailable as error:
+        fail(error.reason)
+
+
+def _classifier(service: Service, settings: Settings, extractor: Extractor) -> Classifier:
+    """With the model that the service would load. Raises `ModelError` for one that would refuse whatever the
+    extractor gives.
+    """
+    from classifier.domain import Classifier, validate
+    from visionmesh.model_store import ModelError
+    from visionmesh.registry import load
+
+    usual = settings.classifier_model or service.name
+    model = load(settings, service.environment.get("MESH_CLASSIFIER_MODEL", usual), kind="classifier")
+    try:
+        validate(model, [0.0] * extractor.model.descriptor_count, space=extractor.model.space)
+    except Rejected as error:
+        name = service.environment["MESH_CLASSIFIER"]
+        hint = f"Name a model that was trained on these: --classifier {name}=MODEL."
+        raise ModelError(f"{error.reason} {hint}") from error
+    return Classifier(model)
 
 
 def _batches(files: Iterable[Path]) -> Iterator[list[Path]]:
@@ -74,7 +103,7 @@ def _batches(files: Iterable[Path]) -> Iterator[list[Path]]:
 
 
 def _classify(
-    batch: Sequence[Path], extractor: Extractor, classifiers: Sequence[Classifier]
+    batch: Sequence[Path], extractor: Extractor, classifiers: Mapping[str, Classifier]
 ) -> list[dict[str, Any]]:
     """One answer per file, in order; descriptors and labels are those that the services would give."""
     import numpy as np
@@ -97,7 +126,7 @@ def _classify(
         return answers
     rows = on_the_wire(extractor.extract(pictures))
     values = np.asarray(rows, np.float32)
-    found = [(model.model.name.partition("-")[2], model.classify(values)) for model in classifiers]
+    found = [(name, classifier.classify(values)) for name, classifier in classifiers.items()]
     read = (answer for answer in answers if "error" not in answer)
     for index, answer in enumerate(read):
         answer["descriptors"] = rows[index]
