@@ -57,6 +57,18 @@ def test_without_mlflow_the_table_is_listed() -> None:
     assert "MLFLOW_TRACKING_URI" in mesh("promote", "classifier-fast", "1", status=1)
 
 
+def test_a_model_that_was_built_here_says_so(tmp_path: Path) -> None:
+    table, model = small_models.classifier()
+    came = {"classifier-fast": (table | {"metrics": {"top1": 0.9}}, model)}
+    # One that is in both tables is the one that came with the mesh.
+    small_models.write_models(tmp_path / "built", came | {"mine": small_models.classifier(favourite="dog")})
+    rows = [json.loads(line) for line in mesh("list", "--json").splitlines()]
+    assert {row["model"]: row["from"] for row in rows} == {
+        "classifier-fast": "models.toml",
+        "mine": "built here",
+    }
+
+
 def test_registered_versions_and_aliases_are_listed(mlflow: MemoryMlflow) -> None:
     assert mesh("promote", "classifier-fast", "2") == (
         "models:/classifier-fast@champion is version 2 from now on\n"

@@ -28,7 +28,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON line per model.")
 
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
-    """List the models of models.toml and, where MLFLOW_TRACKING_URI is set, those registered in MLflow."""
+    """List the models of models.toml, those built here and, where MLFLOW_TRACKING_URI is set, MLflow's."""
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -125,6 +125,14 @@ def _tables() -> Mapping[str, Mapping[str, Any]]:
     return {name: store.describe(name) for name in store.names()}
 
 
+def _shipped() -> tuple[str, ...]:
+    """The names of the models that came with the mesh."""
+    from visionmesh.model_store import ModelStore
+    from visionmesh.settings import get_settings
+
+    return ModelStore(get_settings().models_dir).names()
+
+
 def _mlflow() -> Mlflow | None:
     from visionmesh.mlflow import Mlflow
     from visionmesh.settings import get_settings
@@ -134,6 +142,7 @@ def _mlflow() -> Mlflow | None:
 
 
 def _deployed() -> list[dict[str, Any]]:
+    shipped = _shipped()
     return [
         {
             "model": name,
@@ -141,7 +150,7 @@ def _deployed() -> list[dict[str, Any]]:
             "kind": table.get("kind", ""),
             "family": table.get("family", ""),
             "top1": table.get("metrics", {}).get("top1"),
-            "from": "models.toml",
+            "from": "models.toml" if name in shipped else "built here",
         }
         for name, table in _tables().items()
     ]
