@@ -8,6 +8,9 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python
 SERVICE_LOCKS := ingest-api feature-extractor classifier qr-decoder
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links
+# What qreader asks for and does not need: the OpenCV with windows, which would overwrite the one without, and
+# torch's compiler.
+QREADER_WITHOUT = --no-emit-package opencv-python --no-emit-package triton
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-native bench lint lock train train-baseline env up
@@ -47,6 +50,7 @@ lock: install  ## the locks again, from pyproject.toml (requirements/*.txt)
 	for name in $(SERVICE_LOCKS); do $(COMPILE) pyproject.toml --extra $$name -o requirements/$$name.txt || exit; done
 	$(COMPILE) pyproject.toml --extra dev --no-emit-package visionmesh -o requirements/dev.txt
 	for name in train bench mlflow; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
+	$(COMPILE) pyproject.toml requirements/qreader.in --extra qr-decoder $(QREADER_WITHOUT) -o requirements/qreader.txt
 
 train: .venv-train/installed  ## the models again, from CIFAR-10; DATA=file (a local copy) SEED=n EPOCHS=n
 	PYTHONPATH=shared:services:models .venv-train/bin/python -m training $(if $(DATA),--data $(DATA)) \
@@ -59,8 +63,11 @@ train-baseline: .venv-train/installed  ## a plain ResNet-20 to compare with; DAT
 # Environments of their own, for what cannot share one with the services.
 .venv-%/installed: requirements/%.txt
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes $(PIP_OPTIONS) -r $<
 	@touch $@
+
+# Its lock leaves out what QREADER_WITHOUT names.
+.venv-qreader/installed: PIP_OPTIONS = --no-deps
 
 env: .env  ## .env with fresh passwords for compose; one that exists stays as it is
 
