@@ -143,6 +143,17 @@ class Settings(BaseSettings):
     )
 
     # QR codes
+    qr_engine: Literal["cascade", "qreader"] = Field(
+        default="cascade",
+        description="`qreader` reads by the package of that name, where that is installed; no profile then",
+    )
+    qr_reader_size: Literal["n", "s", "m", "l"] = Field(
+        default="s", description="the detector of the engine `qreader`: nano, small, medium or large"
+    )
+    qr_reader_weights: Path = Field(
+        default=Path.home() / ".local" / "share" / "visionmesh" / "qrdet",
+        description="folder with QReader's weights, qrdet-<size>.pt; those that are missing are downloaded",
+    )
     qr_profile: str = Field(
         default="cascade",
         description="cascade, light, ultralight, onnx, hybrid, or names of levels with commas between",

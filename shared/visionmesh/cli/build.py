@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +10,8 @@ from typing import Annotated, Final
 
 import typer
 
-from visionmesh.cli.console import complain, fail
+from visionmesh.cli.console import fail
+from visionmesh.cli.environments import python_of, run
 from visionmesh.settings import ROOT
 
 # What builds a model, by the name that is asked for.
@@ -79,7 +77,12 @@ def build(
         "--seed": seed,
     }
     arguments = [f"{option}={value}" for option, value in chosen.items() if value is not None]
-    _run(name, [str(_python()), "-m", module, *arguments, *(["--int8"] if int8 else [])])
+    run(
+        [str(_python()), "-m", module, *arguments, *(["--int8"] if int8 else [])],
+        sources=_SOURCES,
+        doing=f"building {name}",
+        failed=f"{name} was not built",
+    )
     sys.stdout.write(_how_to_use(name, None if folder == usual.resolve() else folder))
 
 
@@ -87,34 +90,9 @@ def _python() -> Path:
     """The interpreter that has TensorFlow. Ends the program when there is none."""
     if not (ROOT / "models" / "training").is_dir():
         fail(f"{ROOT} has no models/training; models are built from a copy of the repository.")
-    named = os.environ.get(PYTHON_VARIABLE)
-    python = Path(named) if named else ROOT / ".venv-train" / "bin" / "python"
-    # The stamp is what `make` leaves behind when everything is installed.
-    complete = python if named else ROOT / ".venv-train" / "installed"
-    if not complete.is_file():
-        fail(
-            f"There is no {complete}. Models are built in an environment of their own, with TensorFlow: "
-            f"`make .venv-train/installed` makes it, or {PYTHON_VARIABLE} names the Python of another."
-        )
-    return python
-
-
-def _run(name: str, command: list[str]) -> None:
-    """Runs it with its output passed on as it comes. Ends the program when it fails."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, _SOURCES)),
-        "PYTHONUNBUFFERED": "1",
-    }
-    complain(f"building {name}: {shlex.join(command)}")
-    try:
-        status = subprocess.run(command, env=environment, check=False).returncode
-    except OSError as error:
-        fail(f"{command[0]} can't be run: {error.strerror}")
-    if status < 0:
-        fail(f"{name} was not built: the training was ended by {signal.Signals(-status).name}.")
-    if status:
-        fail(f"{name} was not built.", status)
+    return python_of(
+        "train", PYTHON_VARIABLE, "Models are built in an environment of their own, with TensorFlow"
+    )
 
 
 def _how_to_use(name: str, folder: Path | None) -> str:

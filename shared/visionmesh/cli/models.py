@@ -13,13 +13,15 @@ import typer
 from visionmesh.cli.build import build
 from visionmesh.cli.compare import compare
 from visionmesh.cli.console import fail
+from visionmesh.cli.export_qrdet import export_qrdet
 
 if TYPE_CHECKING:
     from visionmesh.mlflow import Mlflow
 
-app = typer.Typer(help="Models: list, show, promote, compare, build.", no_args_is_help=True)
+app = typer.Typer(help="Models: list, show, promote, compare, build, export.", no_args_is_help=True)
 app.command("compare")(compare)
 app.command("build")(build)
+app.command("export-qrdet")(export_qrdet)
 
 _CHAMPION: Final = "champion"
 
