@@ -35,6 +35,16 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/qr-decoder.txt,target=/tmp/requirements.txt \
     pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
 
+# Several gigabytes: torch as PyPI has it brings CUDA along, and does not start without. --no-deps, because the
+# lock leaves out what would overwrite the OpenCV without windows.
+FROM base AS qr-decoder-qreader-dependencies
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libzbar0
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/qreader.txt,target=/tmp/requirements.txt \
+    pip install --no-deps --require-hashes --only-binary :all: -r /tmp/requirements.txt
+
 FROM base AS classifier-dependencies
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/classifier.txt,target=/tmp/requirements.txt \
@@ -74,6 +84,23 @@ RUN python -m compileall -q --invalidation-mode unchecked-hash /app
 USER ${MESH_UID}:${MESH_UID}
 # A threshold that is set stays: glibc would raise its own with the first large picture, and keep what that took.
 ENV MESH_HTTP_PORT=8008 \
+    MALLOC_TRIM_THRESHOLD_=131072
+EXPOSE 8008
+CMD ["python", "-m", "qr_decoder"]
+
+# The same service on the qreader package (docker-compose.qreader.yml). Weights are no part of the image: they
+# are downloaded into a volume, or put there.
+FROM qr-decoder-qreader-dependencies AS qr-decoder-qreader
+COPY shared /app/shared
+COPY services/qr_decoder /app/services/qr_decoder
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app \
+    && install -d -o ${MESH_UID} -g ${MESH_UID} /app/weights
+USER ${MESH_UID}:${MESH_UID}
+ENV MESH_HTTP_PORT=8008 \
+    MESH_QR_ENGINE=qreader \
+    MESH_QR_READER_WEIGHTS=/app/weights \
+    YOLO_CONFIG_DIR=/tmp \
+    MPLCONFIGDIR=/tmp \
     MALLOC_TRIM_THRESHOLD_=131072
 EXPOSE 8008
 CMD ["python", "-m", "qr_decoder"]

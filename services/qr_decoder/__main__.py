@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
+from qr_decoder import qreader_engine, weights
 from qr_decoder.http import make_app
-from qr_decoder.reading import DOMAIN, Reader, read_one
+from qr_decoder.reading import DOMAIN, Asked, Found, Reader, read_one
 from qr_decoder.step import make_step
 from visionmesh.database import Database
 from visionmesh.isolated import Isolated
@@ -29,31 +34,72 @@ _BATCH: Final = 8
 # The largest budget that can be asked for over HTTP, unless the service's own is larger.
 _LONGEST_BUDGET_MS: Final = 5000
 
+# What QReader may add to its child: torch's work and copies of a large picture, besides a large detector.
+QREADER_BYTES: Final = 3 * 1024**3
+
+# The weights of the large detector are 90 MB.
+_DOWNLOAD_SECONDS: Final = 600.0
+
 # From the end of the budget to the deadline of the child: decoding the file, and the attempt under way, on a
 # machine that may be busy. The deadline is for what hangs; too early, it would lose what was read.
 _HEADROOM_SECONDS: Final = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """What reads the pictures in the child. folder: of what it loads. preload: modules of the child."""
+
+    read_one: Callable[[Asked], Found]
+    folder: Path
+    profile: str
+    preload: tuple[str, ...]
+    memory_bytes: int
+
+
+def _cascade(settings: Settings) -> _Engine:
+    return _Engine(
+        read_one, settings.models_dir, settings.qr_profile, (DOMAIN,), settings.isolated_memory_bytes
+    )
+
+
+def _qreader(settings: Settings) -> _Engine:
+    """Raises `Rejected` where the package or its weights can't be had."""
+    os.environ.update(weights.QUIET)
+    memory_bytes = max(settings.isolated_memory_bytes, QREADER_BYTES)
+    preload = (qreader_engine.PACKAGE,)
+    size, folder = settings.qr_reader_size, settings.qr_reader_weights
+    with Isolated(
+        qreader_engine.prepare,
+        deadline_seconds=_DOWNLOAD_SECONDS,
+        memory_bytes=memory_bytes,
+        preload=preload,
+    ) as isolated:
+        isolated.call(qreader_engine.Weights(size, folder))
+    return _Engine(qreader_engine.read_one, folder, f"qreader-{size}", preload, memory_bytes)
+
+
+_ENGINES: Final = {"cascade": _cascade, "qreader": _qreader}
+
+
 def serve(settings: Settings) -> int:
     logs.configure(SERVICE, settings)
+    engine = _ENGINES[settings.qr_engine](settings)
     max_budget_ms = max(_LONGEST_BUDGET_MS, settings.qr_budget_ms)
     objects = S3ObjectStore.from_settings(settings)
     fetch = partial(objects.get, max_bytes=settings.upload_max_bytes)
     with (
         Database.from_settings(settings) as database,
         Isolated(
-            read_one,
+            engine.read_one,
             deadline_seconds=max(
                 settings.isolated_deadline_seconds, max_budget_ms / 1000 + _HEADROOM_SECONDS
             ),
-            memory_bytes=settings.isolated_memory_bytes,
+            memory_bytes=engine.memory_bytes,
             processes=settings.qr_processes,
-            preload=(DOMAIN,),
+            preload=engine.preload,
         ) as isolated,
     ):
-        read = Reader(
-            isolated, settings.models_dir, profile=settings.qr_profile, budget_ms=settings.qr_budget_ms
-        )
+        read = Reader(isolated, engine.folder, profile=engine.profile, budget_ms=settings.qr_budget_ms)
         worker = Worker.from_settings(
             SERVICE,
             IMAGES,
@@ -71,7 +117,7 @@ def serve(settings: Settings) -> int:
         app = make_app(
             SERVICE,
             read,
-            own_profile=settings.qr_profile,
+            own_profile=engine.profile,
             checks=checks,
             max_bytes=settings.upload_max_bytes,
             max_budget_ms=max_budget_ms,

@@ -25,12 +25,12 @@ class QrCode:
 
     content: the text; a binary payload is shown as ISO 8859-1, and `data` holds its bytes.
     corners: four of x and y, in pixels of the upright picture, clockwise from the code's own top left.
-    decoder: `zxing`, `grid` (the own sampler), `zbar` or `opencv`.
+    decoder: `zxing`, `grid` (the own sampler), `zbar`, `opencv`, or the package `qreader`.
     level_used: the number of the level that read it, `level` its name.
     preprocessing_applied: whether the decoder saw anything but the grey picture, `preprocessing` what.
     rotation_angle: degrees clockwise by which the picture was turned to read it, None when it was not.
     confidence: 0.5 to 1; half of it is for having passed error correction at all, the rest is the share of
-    the error correction that was not needed.
+    the error correction that was not needed. `qreader` tells no more than how sure its detector was.
     processing_time_ms: from the beginning of the picture until the code was read.
     parts: symbols that a structured append message was joined from, else 1.
     sequence: of a symbol whose message is incomplete.

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
+from qr_decoder.__main__ import QREADER_BYTES
 from visionmesh.observability import metrics
 from visionmesh.settings import Settings
 from visionmesh.topics import CLASSIFIERS, PARTITIONS
@@ -265,8 +266,34 @@ def test_a_fourth_classifier_is_configuration_alone() -> None:
         assert fourth[name]["environment"] == {"MESH_EXTRA_CLASSIFIERS": '["night"]'}
 
 
-@pytest.mark.parametrize("files", [[], ["docker-compose.fourth.yml"]])
-def test_compose_reads_the_files(files: list[str], tmp_path: Path) -> None:
+def test_the_qreader_image_takes_the_place_of_the_qr_decoder() -> None:
+    override = yaml.safe_load((ROOT / "docker-compose.qreader.yml").read_text())
+    ours, own = override["services"]["qr-decoder"], SERVICES["qr-decoder"]
+    assert set(ours["environment"]) <= {f"MESH_{field.upper()}" for field in Settings.model_fields}
+    assert ours["image"] != own["image"]
+    stage = DOCKERFILE.split(f" AS {ours['build']['target']}\n")[1].split("\nFROM ")[0]
+    assert "USER ${MESH_UID}:${MESH_UID}" in stage
+    assert "MESH_QR_ENGINE=qreader" in stage
+    # The volume takes over the owner of the folder that it is mounted on.
+    (mount,) = ours["volumes"]
+    volume, folder = mount.split(":")
+    assert volume in override["volumes"]
+    assert f"-o ${{MESH_UID}} -g ${{MESH_UID}} {folder}\n" in stage
+    assert f"MESH_QR_READER_WEIGHTS={folder} " in stage
+    # The child runs into its own ceiling before the container into this.
+    assert int(ours["deploy"]["resources"]["limits"]["memory"].removesuffix("G")) * 1024**3 > QREADER_BYTES
+
+
+@pytest.mark.parametrize(
+    ("files", "more"),
+    [
+        ([], set()),
+        (["docker-compose.fourth.yml"], {"classifier-night"}),
+        (["docker-compose.qreader.yml"], set()),
+    ],
+    ids=["alone", "fourth", "qreader"],
+)
+def test_compose_reads_the_files(files: list[str], more: set[str], tmp_path: Path) -> None:
     if shutil.which("docker") is None or shutil.which("make") is None:
         pytest.skip("docker compose or make is not installed")
     for name in ("Makefile", "docker-compose.yml", *files):
@@ -281,7 +308,7 @@ def test_compose_reads_the_files(files: list[str], tmp_path: Path) -> None:
     if "is not a docker command" in ended.stderr:
         pytest.skip("docker compose is not installed")
     assert ended.returncode == 0, ended.stderr
-    assert set(ended.stdout.split()) == SERVICES.keys() | ({"classifier-night"} if files else set())
+    assert set(ended.stdout.split()) == SERVICES.keys() | more
 
 
 # Grafana -------------------------------------------------------------------------------------------------
