@@ -13,9 +13,9 @@ from classifier.step import Shadow, make_step
 from visionmesh.database import Database
 from visionmesh.observability import logs
 from visionmesh.registry import open_shadow, open_source
-from visionmesh.results import PostgresResultStore
 from visionmesh.service import ready_when, run_service, start
 from visionmesh.settings import Settings
+from visionmesh.shadow import open_store
 from visionmesh.topics import FEATURES
 from visionmesh.worker.loop import Worker
 
@@ -40,13 +40,14 @@ def serve(settings: Settings) -> int:
         open_source(settings, settings.classifier_model or service, kind="classifier") as source,
         open_shadow(settings, "classifier") as shadow,
         Database.from_settings(settings) as database,
+        open_store(settings, database, service, shadow) as store,
     ):
         worker = Worker.from_settings(
             service,
             FEATURES,
             make_step(name, source, shadow=None if shadow is None else Shadow(name, shadow)),
             settings,
-            store=PostgresResultStore(database),
+            store=store,
             max_batch=settings.worker_max_batch if chosen else MICRO_BATCH,
         )
         checks = {

@@ -7,19 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from classifier.domain import Classifier, Prediction, validate
 from visionmesh.contracts import ImageFeatures
 from visionmesh.errors import Rejected
 from visionmesh.model_store import Model
-from visionmesh.observability import metrics
 from visionmesh.registry import ModelSource
 from visionmesh.results import PredictionRow, ShadowPredictionRow
+from visionmesh.shadow import Failures
 from visionmesh.worker.step import Done, Step, Verdict
-
-log = structlog.get_logger()
 
 # Seconds since whenever, for `latency_ms`.
 Clock = Callable[[], float]
@@ -37,8 +34,7 @@ class Shadow:
         self._name = name
         self._source = source
         self._clock = clock
-        self._failures = metrics.SHADOW_FAILURES.labels(f"classifier-{name}")
-        self._logged: str | None = None
+        self._failures = Failures(f"classifier-{name}")
 
     def rows(self, messages: Sequence[ImageFeatures]) -> list[tuple[ShadowPredictionRow, ...]]:
         """For each message the shadow's row, or none."""
@@ -46,18 +42,12 @@ class Shadow:
             found = _predict(ShadowPredictionRow, self._name, self._source.current(), messages, self._clock)
         # Nothing that a shadow can do may reach the answer.
         except Exception as error:
-            self._fail(f"{type(error).__name__}: {error}")
+            self._failures.note(f"{type(error).__name__}: {error}")
             return [()] * len(messages)
         refused = next((each for each in found if isinstance(each, Rejected)), None)
         if refused is not None:
-            self._fail(refused.reason)
+            self._failures.note(refused.reason)
         return [() if isinstance(each, Rejected) else (each,) for each in found]
-
-    def _fail(self, reason: str) -> None:
-        self._failures.inc()
-        if self._logged != reason:
-            self._logged = reason
-            log.error("shadow_failed", classifier=self._name, reason=reason)
 
 
 def make_step(

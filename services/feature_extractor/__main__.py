@@ -21,9 +21,9 @@ from visionmesh.isolated import Isolated
 from visionmesh.object_store import S3ObjectStore
 from visionmesh.observability import logs
 from visionmesh.registry import open_shadow, open_source
-from visionmesh.results import PostgresResultStore
 from visionmesh.service import ready_when, run_service, start
 from visionmesh.settings import Settings
+from visionmesh.shadow import open_store
 from visionmesh.topics import IMAGES
 from visionmesh.worker.loop import Worker
 
@@ -39,6 +39,7 @@ def serve(settings: Settings) -> int:
         open_source(settings, settings.extractor_model, kind="extractor") as source,
         open_shadow(settings, "extractor") as shadow,
         Database.from_settings(settings) as database,
+        open_store(settings, database, SERVICE, shadow) as store,
         Isolated(
             prepare_one,
             deadline_seconds=settings.isolated_deadline_seconds,
@@ -57,7 +58,7 @@ def serve(settings: Settings) -> int:
             IMAGES,
             make_step(fetch, prepare, source, cache, shadow=shadow),
             settings,
-            store=PostgresResultStore(database),
+            store=store,
             record_attempts=True,
         )
         checks = {

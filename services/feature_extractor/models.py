@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from feature_extractor.domain import Extractor, on_the_wire
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.observability import metrics
 from visionmesh.registry import ModelSource
-
-log = structlog.get_logger()
+from visionmesh.shadow import Failures
 
 SERVICE: Final = "feature-extractor"
 
@@ -54,14 +52,14 @@ class Shadow:
     def __init__(self, source: ModelSource, prepare: Prepare) -> None:
         self._source = source
         self._prepare = prepare
-        self._logged: str | None = None
+        self._failures = Failures(SERVICE)
 
     def extractor(self) -> Extractor | None:
         """The model for a batch; None when it can't be had."""
         try:
             return current_extractor(self._source)
         except Exception as error:
-            self._note_failure(error)
+            self._failures.note(f"{type(error).__name__}: {error}")
             return None
 
     def prepared(
@@ -75,7 +73,7 @@ class Shadow:
         except Rejected:
             return None
         except Exception as error:
-            self._note_failure(error)
+            self._failures.note(f"{type(error).__name__}: {error}")
             return None
 
     def observe(self, extractor: Extractor, pictures: Mapping[str, NDArray[np.uint8]]) -> dict[str, Observed]:
@@ -86,7 +84,7 @@ class Shadow:
         try:
             rows = extractor.extract(list(pictures.values()))
         except Exception as error:
-            self._note_failure(error)
+            self._failures.note(f"{type(error).__name__}: {error}")
             return {}
         latency_ms = (time.perf_counter() - start) * 1000 / len(pictures)
         metrics.INFERENCES.labels("shadow").inc(len(pictures))
@@ -94,10 +92,3 @@ class Shadow:
             key: Observed(descriptors, latency_ms)
             for key, descriptors in zip(pictures, on_the_wire(rows), strict=True)
         }
-
-    def _note_failure(self, error: Exception) -> None:
-        metrics.SHADOW_FAILURES.labels(SERVICE).inc()
-        reason = f"{type(error).__name__}: {error}"
-        if self._logged != reason:
-            self._logged = reason
-            log.error("shadow_failed", reason=reason)

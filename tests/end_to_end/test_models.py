@@ -97,10 +97,12 @@ def test_a_shadow_is_stored_apart(everything: Everything) -> None:
     image_id = everything.upload()
     found = everything.mesh.outcome(image_id)
     assert {one["label"] for one in found["predictions"] if one["classifier"] == "balanced"} == {"cat"}
-    with psycopg.connect(everything.mesh.environment["MESH_POSTGRES_DSN"]) as connection:
-        rows = connection.execute(
-            "SELECT classifier, label, model FROM shadow_predictions WHERE image_id = %s", (image_id,)
-        ).fetchall()
+    with psycopg.connect(everything.mesh.environment["MESH_POSTGRES_DSN"], autocommit=True) as connection:
+        asked = "SELECT classifier, label, model FROM shadow_predictions WHERE image_id = %s"
+        # Nobody waits for it but this test.
+        rows = until(
+            lambda: connection.execute(asked, (image_id,)).fetchall() or None, "the row of the shadow"
+        )
     # `accurate` has a shadow that is nowhere to be had, and runs all the same.
     assert rows == [("balanced", "ship", NIGHT)]
 

@@ -94,5 +94,7 @@ MODEL_REFUSALS: Final = Counter(
     ["model"],
 )  # fmt: skip
 SHADOW_FAILURES: Final = Counter(
-    "mesh_shadow_failures_total", "Batches that the model in shadow could not answer.", ["worker"]
+    "mesh_shadow_failures_total",
+    "Batches that the model in shadow could not answer, or whose rows could not be stored.",
+    ["worker"],
 )
