@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import tomllib
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
@@ -38,8 +39,12 @@ _ADDRESS = re.compile(r"^models:/(?P<name>[^/:@]+)(?:@(?P<alias>[^/:@]+)|/(?P<ve
 _PROXIED = re.compile(r"^mlflow-artifacts:(?://[^/]*)?/(?P<path>.+)$")
 
 _CONNECT_TIMEOUT_SECONDS: Final = 2.0
-# Between two reads of a socket, not for a whole transfer.
+# Between two reads of a socket.
 _READ_TIMEOUT_SECONDS: Final = 10.0
+# For the body of an answer, however it comes: JSON or a table, and a model, of which 512 MiB at 2 MB/s.
+_ANSWER_SECONDS: Final = 30.0
+_FILE_SECONDS: Final = 270.0
+_CHUNK_BYTES: Final = 1024 * 1024
 
 _MAX_JSON_BYTES: Final = 16 * 1024 * 1024
 _MAX_TABLE_BYTES: Final = 64 * 1024
@@ -144,7 +149,7 @@ class Mlflow:
         file = table.get("file")
         if not isinstance(file, str) or not file or "/" in file:
             raise ModelError(f"{TABLE} of {source} names no file of its own folder.")
-        content = self._artifact(f"{folder}/{file}", MAX_MODEL_BYTES, source)
+        content = self._artifact(f"{folder}/{file}", MAX_MODEL_BYTES, source, seconds=_FILE_SECONDS)
         return load_model(name, table, content, source=f"{file} of {source}", version=version)
 
     def describe(self, name: str, version: str) -> Mapping[str, Any]:
@@ -201,13 +206,15 @@ class Mlflow:
 
     def _table(self, folder: str, source: str) -> dict[str, Any]:
         try:
-            return tomllib.loads(self._artifact(f"{folder}/{TABLE}", _MAX_TABLE_BYTES, source).decode())
+            content = self._artifact(f"{folder}/{TABLE}", _MAX_TABLE_BYTES, source, seconds=_ANSWER_SECONDS)
+            return tomllib.loads(content.decode())
         except ValueError as error:
             raise ModelError(f"{TABLE} of {source} is not valid TOML: {error}") from error
 
-    def _artifact(self, path: str, max_bytes: int, source: str) -> bytes:
+    def _artifact(self, path: str, max_bytes: int, source: str, *, seconds: float) -> bytes:
+        asked = f"api/2.0/mlflow-artifacts/artifacts/{quote(path)}"
         try:
-            return self._request("GET", f"api/2.0/mlflow-artifacts/artifacts/{quote(path)}", max_bytes)
+            return self._request("GET", asked, max_bytes, seconds=seconds)
         except _NotThereError as error:
             name = path.rpartition("/")[2]
             raise ModelError(
@@ -236,7 +243,7 @@ class Mlflow:
         return self._json("GET", f"api/2.0/mlflow/{path}{suffix}")
 
     def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        content = self._request(method, path, _MAX_JSON_BYTES, body)
+        content = self._request(method, path, _MAX_JSON_BYTES, body, seconds=_ANSWER_SECONDS)
         try:
             found = json.loads(content)
         except ValueError:
@@ -246,7 +253,13 @@ class Mlflow:
         return found
 
     def _request(
-        self, method: str, path: str, max_bytes: int, body: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        max_bytes: int,
+        body: Mapping[str, Any] | None = None,
+        *,
+        seconds: float,
     ) -> bytes:
         try:
             response = self._http.request(
@@ -254,7 +267,7 @@ class Mlflow:
                 redirect=False,
             )  # fmt: skip
             with response:
-                content = response.read(max_bytes + 1)
+                content = self._read(response, max_bytes + 1, seconds)
         except HTTPError as error:
             raise self._unavailable(f"does not answer ({type(error).__name__})") from error
         if response.status == 404:
@@ -266,6 +279,18 @@ class Mlflow:
         if len(content) > max_bytes:
             raise _TooLargeError("model_store", f"MLflow on {self.url} answers more than {max_bytes} bytes")
         return content
+
+    def _read(self, response: urllib3.BaseHTTPResponse, most: int, seconds: float) -> bytes:
+        """At most so many bytes. A server that sends one now and then would hold its reader for ever: each
+        comes before the timeout of the socket.
+        """
+        deadline = time.monotonic() + seconds
+        content = bytearray()
+        while len(content) < most and (chunk := response.read1(min(_CHUNK_BYTES, most - len(content)))):
+            content += chunk
+            if time.monotonic() > deadline:
+                raise self._unavailable(f"takes more than {seconds:g} s for an answer")
+        return bytes(content)
 
     @contextmanager
     def _understood(self) -> Iterator[None]:

@@ -263,6 +263,26 @@ def test_a_download_that_breaks_off_is_tried_again(memory: MemoryMlflow) -> None
     assert refusals(registry.name) == 0
 
 
+def test_a_download_that_trickles_is_given_up_and_tried_again(
+    memory: MemoryMlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(memory, "classifier-trickle")
+    registry.register(*small_models.classifier(favourite="cat"))
+    with capture_logs() as logs, open_source(registry.settings(), registry.champion) as source:
+        for limit in ("_ANSWER_SECONDS", "_FILE_SECONDS"):
+            monkeypatch.setattr(f"visionmesh.mlflow.{limit}", 0.1)
+        memory.trickles = True
+        registry.register(*small_models.classifier(favourite="dog"))
+        eventually(
+            lambda: any("takes more than 0.1 s" in line.get("reason", "") for line in logs), "the end of it"
+        )
+        assert favourite(source.current()) == "cat"
+        memory.trickles = False
+        monkeypatch.undo()
+        eventually(lambda: version_of(source) == "2", "the new champion")
+    assert refusals(registry.name) == 0
+
+
 def test_a_service_that_starts_without_mlflow_waits_for_it(registry: Registry) -> None:
     registry.register(*small_models.classifier(favourite="cat"))
     registry.server.stop()

@@ -10,13 +10,16 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 _API: Final = "/api/2.0/mlflow/"
 _ARTIFACTS: Final = "/api/2.0/mlflow-artifacts/artifacts/"
+
+# Of a server that trickles: any file takes it seconds.
+_PAUSE_SECONDS: Final = 0.02
 
 
 class _Refused(Exception):  # noqa: N818 - an answer
@@ -30,12 +33,13 @@ class MemoryMlflow:
     """The server's state, and the server itself between `start` and `stop`, on one port throughout.
 
     authorization: what the header of that name has to say, None where nobody is asked.
-    truncates: whether artifacts break off halfway.
+    truncates: whether artifacts break off halfway. trickles: whether they come byte by byte, with pauses.
     """
 
     def __init__(self) -> None:
         self.authorization: str | None = None
         self.truncates = False
+        self.trickles = False
         self.downloads: list[str] = []
         self._runs: set[str] = set()
         self._artifacts: dict[str, bytes] = {}
@@ -180,7 +184,7 @@ def _handler(mlflow: MemoryMlflow) -> type[BaseHTTPRequestHandler]:
                     raise _Refused(401, "UNAUTHENTICATED", "You are not authenticated.")
                 if url.path.startswith(_ARTIFACTS):
                     path = unquote(url.path.removeprefix(_ARTIFACTS))
-                    self._answer(200, mlflow.artifact(self.command, path, body), mlflow.truncates)
+                    self._hand_out(mlflow.artifact(self.command, path, body))
                     return
                 asked = json.loads(body) if body else dict(parse_qsl(url.query))
                 found = mlflow.ask(self.command, url.path.removeprefix(_API), asked)
@@ -188,10 +192,23 @@ def _handler(mlflow: MemoryMlflow) -> type[BaseHTTPRequestHandler]:
             except _Refused as refused:
                 self._answer(refused.status, json.dumps(refused.body).encode())
 
-        def _answer(self, status: int, content: bytes, truncated: bool = False) -> None:
+        def _hand_out(self, content: bytes) -> None:
+            self._begin(200, content)
+            sent = content[: len(content) // 2] if mlflow.truncates else content
+            at_once = 1 if mlflow.trickles else len(sent) + 1
+            # Whoever has had enough of it goes.
+            with suppress(ConnectionError):
+                for start in range(0, len(sent), at_once):
+                    self.wfile.write(sent[start : start + at_once])
+                    time.sleep(_PAUSE_SECONDS if mlflow.trickles else 0)
+
+        def _answer(self, status: int, content: bytes) -> None:
+            self._begin(status, content)
+            self.wfile.write(content)
+
+        def _begin(self, status: int, content: bytes) -> None:
             self.send_response(status)
             self.send_header("content-length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content[: len(content) // 2] if truncated else content)
 
     return Handler
