@@ -357,6 +357,12 @@ def test_a_panel_asks_for_metrics_that_exist(panel: dict[str, Any]) -> None:
         assert used <= exposed_names(), target["expr"]
 
 
+def test_everything_that_is_counted_is_on_a_panel() -> None:
+    asked = " ".join(target["expr"] for panel in PANELS for target in panel["targets"])
+    shown = set(re.findall(r"mesh_\w+", asked))
+    assert {name for name in exposed_names() if name.endswith("_total")} <= shown
+
+
 @every_panel
 def test_counters_are_shown_by_what_they_gain(panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
