@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
+from answers import assert_error
 from feature_extractor.domain import prepare_one
 from feature_extractor.http import make_app
 from visionmesh.errors import Rejected, Unavailable
@@ -67,13 +68,6 @@ def client() -> Iterator[TestClient]:
         )
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
-
-
-def assert_error(response: Any, status: int, code: str) -> None:
-    assert response.status_code == status, response.text
-    assert set(response.json()) == {"error", "code"}
-    assert response.json()["code"] == code
-    assert response.json()["error"]
 
 
 def assert_features(response: Any, image_id: str | None) -> list[float]:

@@ -6,13 +6,13 @@ import io
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import segno
 from PIL import Image
 from starlette.testclient import TestClient
 
+from answers import assert_error
 from qr_decoder.http import make_app
 from qr_decoder.reading import DOMAIN, Found, Reader, read_one
 from visionmesh.errors import Rejected
@@ -55,13 +55,6 @@ def client() -> Iterator[TestClient]:
         )
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
-
-
-def assert_error(response: Any, status: int, code: str) -> None:
-    assert response.status_code == status, response.text
-    assert set(response.json()) == {"error", "code"}
-    assert response.json()["code"] == code
-    assert response.json()["error"]
 
 
 # The seeds' calls

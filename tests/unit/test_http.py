@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 from pydantic import BaseModel, FiniteFloat
 from starlette.testclient import TestClient
 
+from answers import assert_error
 from visionmesh.contracts import ImageUploaded
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.http import create_app, decode_json
@@ -70,17 +71,6 @@ def application() -> FastAPI:
 def client() -> Iterator[TestClient]:
     with TestClient(application(), raise_server_exceptions=False) as client:
         yield client
-
-
-def assert_error(response: Any, status: int, code: str) -> str:
-    assert response.status_code == status, response.text
-    body = response.json()
-    assert set(body) == {"error", "code"}
-    assert body["code"] == code
-    reason = body["error"]
-    assert isinstance(reason, str)
-    assert reason
-    return reason
 
 
 def test_health(client: TestClient) -> None:

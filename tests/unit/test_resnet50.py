@@ -6,41 +6,28 @@ The build proper needs the environment of requirements/train.txt.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import os
-import subprocess
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
+from training import resnet50_graph as graph
+from training_runs import needs_training, npz, trained
 from visionmesh.model_store import ModelStore
 from visionmesh.settings import ROOT
 
 SIDE = 32
 EPSILON = 1.001e-5
 
-TRAIN_PYTHON = Path(os.environ.get("MESH_TRAIN_PYTHON", ROOT / ".venv-train" / "bin" / "python"))
-
 ANOTHER = """
 [another]
 kind = "extractor"
 metrics = {top1 = 0.5}
 """
-
-
-@pytest.fixture
-def graph(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "models"))
-    import training.resnet50_graph
-
-    return training.resnet50_graph
 
 
 @dataclasses.dataclass
@@ -124,7 +111,7 @@ def run(model: Any, rgb: NDArray[np.uint8]) -> tuple[str, NDArray[np.float32]]:
     return wanted.name, session.run(None, {"pictures": rgb})[0]
 
 
-def test_the_graph_computes_what_the_net_computes_from_plain_rgb(graph: ModuleType) -> None:
+def test_the_graph_computes_what_the_net_computes_from_plain_rgb() -> None:
     rgb = np.random.default_rng(1).integers(0, 256, (5, SIDE, SIDE, 3), np.uint8)
     net = Net(seed=2)
     expected = net.features(rgb)
@@ -134,7 +121,7 @@ def test_the_graph_computes_what_the_net_computes_from_plain_rgb(graph: ModuleTy
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_the_reduction_is_the_last_node_of_the_same_graph(graph: ModuleType) -> None:
+def test_the_reduction_is_the_last_node_of_the_same_graph() -> None:
     random = np.random.default_rng(3)
     rgb = random.integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
     net = Net(seed=4)
@@ -145,41 +132,13 @@ def test_the_reduction_is_the_last_node_of_the_same_graph(graph: ModuleType) -> 
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-2)
 
 
-def npz(folder: Path, **counts: int) -> Path:
-    """Pictures whose brightness tells their label, as `training.data` reads them."""
-    random = np.random.default_rng(5)
-    arrays = {}
-    for split, count in counts.items():
-        labels = np.arange(count) % 10
-        files = []
-        for label in labels:
-            out = io.BytesIO()
-            rgb = label * 25 + random.integers(0, 20, (SIDE, SIDE, 3))
-            Image.fromarray(rgb.astype(np.uint8)).save(out, "JPEG", quality=95)
-            files.append(out.getvalue())
-        arrays[f"{split}_jpg"] = np.frombuffer(b"".join(files), np.uint8)
-        arrays[f"{split}_offsets"] = np.cumsum([0, *map(len, files)]).astype(np.uint32)
-        arrays[f"{split}_labels"] = labels.astype(np.uint8)
-    path = folder / "pictures.npz"
-    np.savez(path, **arrays)
-    return path
-
-
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not TRAIN_PYTHON.exists(), reason=f"no {TRAIN_PYTHON}; `make train` makes it")
+@needs_training
 def test_a_small_build_gives_models_that_load_and_fit_together(tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text(ANOTHER)
     options = ["--weights", "none", "--fine-tune", "1", "--side", str(SIDE), "--descriptors", "6"]
     files = ["--data", str(npz(tmp_path, train=100, test=20)), "--into", str(tmp_path)]
-    sources = os.pathsep.join(str(ROOT / name) for name in ("shared", "services", "models"))
-    done = subprocess.run(
-        [TRAIN_PYTHON, "-m", "training.resnet50", *options, *files],
-        env={**os.environ, "PYTHONPATH": sources},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    trained("-m", "training.resnet50", *options, *files)
     store = ModelStore(ROOT / "models", tmp_path)
     extractor = store.load("resnet50-pca")
     assert extractor.input_shape == (None, SIDE, SIDE, 3)

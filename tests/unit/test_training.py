@@ -4,41 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
-import subprocess
 import tarfile
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 import small_models
+from training import data, measure, tables
+from training_runs import needs_training, npz, pictures, run, trained
 from visionmesh.consensus import Fitted
 from visionmesh.model_store import ModelStore
 from visionmesh.settings import ROOT
-
-TRAIN_PYTHON = Path(os.environ.get("MESH_TRAIN_PYTHON", ROOT / ".venv-train" / "bin" / "python"))
-
-
-@pytest.fixture
-def data(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "models"))
-    import training.data
-
-    return training.data
-
-
-def pictures(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pictures whose brightness tells their label."""
-    random = np.random.default_rng(seed)
-    labels = np.arange(count) % 10
-    rgb = labels[:, None, None, None] * 25 + random.integers(0, 20, (count, 32, 32, 3))
-    return rgb.astype(np.uint8), labels
 
 
 def archive(folder: Path, per_batch: int) -> Path:
@@ -55,24 +35,7 @@ def archive(folder: Path, per_batch: int) -> Path:
     return path
 
 
-def npz(folder: Path, train: int, test: int) -> Path:
-    arrays = {}
-    for split, count in (("train", train), ("test", test)):
-        rgb, labels = pictures(count, count)
-        files = []
-        for picture in rgb:
-            out = io.BytesIO()
-            Image.fromarray(picture).save(out, "JPEG", quality=95)
-            files.append(out.getvalue())
-        arrays[f"{split}_jpg"] = np.frombuffer(b"".join(files), np.uint8)
-        arrays[f"{split}_offsets"] = np.cumsum([0, *map(len, files)]).astype(np.uint32)
-        arrays[f"{split}_labels"] = labels.astype(np.uint8)
-    path = folder / "pictures.npz"
-    np.savez(path, **arrays)
-    return path
-
-
-def test_the_public_archive_is_downloaded_checked_and_read(data: ModuleType, tmp_path: Path) -> None:
+def test_the_public_archive_is_downloaded_checked_and_read(tmp_path: Path) -> None:
     path = archive(tmp_path, per_batch=7)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     train, test = data.load_archive(path.as_uri(), sha256)
@@ -84,16 +47,14 @@ def test_the_public_archive_is_downloaded_checked_and_read(data: ModuleType, tmp
 
 
 def test_another_archive_is_refused_before_it_is_unpickled(
-    data: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data.pickle, "load", lambda *_, **__: pytest.fail("unpickled"))
     with pytest.raises(ValueError, match=data.ARCHIVE_SHA256):
         data.load_archive(archive(tmp_path, per_batch=1).as_uri(), data.ARCHIVE_SHA256)
 
 
-def test_without_a_file_the_public_archive_is_used(
-    data: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_file_the_public_archive_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = archive(tmp_path, per_batch=10)
     monkeypatch.setattr(data, "ARCHIVE", path.as_uri())
     monkeypatch.setattr(data, "ARCHIVE_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
@@ -101,7 +62,7 @@ def test_without_a_file_the_public_archive_is_used(
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (40, 10, 10)
 
 
-def test_jpeg_files_are_read_and_split_without_overlap(data: ModuleType, tmp_path: Path) -> None:
+def test_jpeg_files_are_read_and_split_without_overlap(tmp_path: Path) -> None:
     dataset = data.load(npz(tmp_path, train=50, test=20), seed=1)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (40, 10, 20)
     split = {rgb.tobytes() for rgb in dataset.train.rgb} | {rgb.tobytes() for rgb in dataset.validation.rgb}
@@ -111,7 +72,7 @@ def test_jpeg_files_are_read_and_split_without_overlap(data: ModuleType, tmp_pat
     assert np.array_equal(dataset.test.labels, labels)
 
 
-def test_the_split_depends_on_its_seed_alone(data: ModuleType, tmp_path: Path) -> None:
+def test_the_split_depends_on_its_seed_alone(tmp_path: Path) -> None:
     path = npz(tmp_path, train=50, test=20)
     assert np.array_equal(data.load(path).train.rgb, data.load(path, seed=data.SPLIT).train.rgb)
     once, again, other = (data.load(path, seed=seed) for seed in (1, 1, 2))
@@ -119,12 +80,12 @@ def test_the_split_depends_on_its_seed_alone(data: ModuleType, tmp_path: Path) -
     assert not np.array_equal(once.train.rgb, other.train.rgb)
 
 
-def test_a_limit_keeps_that_many(data: ModuleType, tmp_path: Path) -> None:
+def test_a_limit_keeps_that_many(tmp_path: Path) -> None:
     dataset = data.load(npz(tmp_path, train=50, test=20), seed=1, limit=20)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (20, 4, 4)
 
 
-def test_pictures_move_by_a_few_pixels_and_nothing_else(data: ModuleType) -> None:
+def test_pictures_move_by_a_few_pixels_and_nothing_else() -> None:
     rgb = np.random.default_rng(1).integers(0, 256, (60, 8, 8, 3), np.uint8)
     moved = data.shifted(rgb, 2, np.random.default_rng(2))
     offsets = set()
@@ -135,30 +96,16 @@ def test_pictures_move_by_a_few_pixels_and_nothing_else(data: ModuleType) -> Non
     assert len(offsets) > 15
 
 
-@pytest.fixture
-def tables(data: ModuleType) -> ModuleType:
-    import training.tables
-
-    return training.tables
-
-
-def test_models_toml_is_written_as_it_stands(tables: ModuleType) -> None:
+def test_models_toml_is_written_as_it_stands() -> None:
     text = (ROOT / "models" / "models.toml").read_text(encoding="utf-8")
     found = tomllib.loads(text)
     assert text.endswith("".join(f"\n{tables.toml(table, name)}" for name, table in found.items()))
 
 
-def test_any_table_survives(tables: ModuleType) -> None:
+def test_any_table_survives() -> None:
     deep = {"a b": {"0.9": {"x": [1, 2.5, True, "ü\n"]}}, "empty": {}, "none": [], "last": "\U0001f600"}
     assert tomllib.loads(tables.toml(deep)) == deep
     assert tomllib.loads(tables.toml(deep, "with a name")) == {"with a name": deep}
-
-
-@pytest.fixture
-def measure(data: ModuleType) -> ModuleType:
-    import training.measure
-
-    return training.measure
 
 
 def answers(confidence: float, right: int, wrong: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -167,25 +114,25 @@ def answers(confidence: float, right: int, wrong: int) -> tuple[NDArray[np.float
     return probabilities, np.repeat([0, 1], [right, wrong])
 
 
-def test_who_is_right_as_often_as_sure_is_calibrated(measure: ModuleType) -> None:
+def test_who_is_right_as_often_as_sure_is_calibrated() -> None:
     assert measure.expected_calibration_error(*answers(0.8, 8, 2)) == pytest.approx(0)
     assert measure.expected_calibration_error(*answers(0.9, 5, 5)) == pytest.approx(0.4)
 
 
-def test_bins_of_confidence_count_by_their_share(measure: ModuleType) -> None:
+def test_bins_of_confidence_count_by_their_share() -> None:
     (sure, of_sure), (unsure, of_unsure) = answers(0.95, 15, 15), answers(0.6, 6, 4)
     together = np.concatenate([sure, unsure]), np.concatenate([of_sure, of_unsure])
     assert measure.expected_calibration_error(*together) == pytest.approx(0.75 * 0.45)
 
 
-def test_surprise_and_brier_are_those_of_the_textbook(measure: ModuleType) -> None:
+def test_surprise_and_brier_are_those_of_the_textbook() -> None:
     quality = measure.quality(np.array([[0.5, 0.5], [0.1, 0.9]]), np.array([0, 0]))
     assert quality["nll"] == pytest.approx((np.log(2) + np.log(10)) / 2, abs=1e-4)
     assert quality["brier"] == pytest.approx((0.5 + 1.62) / 2)
     assert quality["top1"] == 0.5
 
 
-def test_coverage_is_found_on_some_pictures_and_measured_on_others(measure: ModuleType) -> None:
+def test_coverage_is_found_on_some_pictures_and_measured_on_others() -> None:
     confidence = np.array([0.99, 0.9, 0.8, 0.7])
     probabilities = np.stack([confidence, 1 - confidence], axis=1)
     (_, at_90, _) = measure.coverage(
@@ -194,34 +141,9 @@ def test_coverage_is_found_on_some_pictures_and_measured_on_others(measure: Modu
     assert at_90 == {"precision": 0.9, "threshold": 0.9, "answered": 0.25, "reached": 0.0}
 
 
-def test_where_no_confidence_is_enough_nothing_is_answered(measure: ModuleType) -> None:
+def test_where_no_confidence_is_enough_nothing_is_answered() -> None:
     wrong = answers(0.9, 0, 3)
     assert [point["answered"] for point in measure.coverage(wrong, wrong)] == [0, 0, 0]
-
-
-needs_training = pytest.mark.skipif(
-    not TRAIN_PYTHON.exists(), reason=f"no {TRAIN_PYTHON}; `make train` makes it"
-)
-
-
-def trained(*arguments: str) -> None:
-    """Runs the environment of `make train`, on one thread."""
-    done = run(*arguments)
-    assert done.returncode == 0, done.stderr[-2_000:]
-
-
-def run(*arguments: str, tracking_uri: str = "") -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join(str(ROOT / name) for name in ("shared", "services", "models"))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": paths,
-        "OMP_NUM_THREADS": "1",
-        "TF_NUM_INTRAOP_THREADS": "1",
-        "MLFLOW_TRACKING_URI": tracking_uri,
-    }
-    return subprocess.run(
-        [TRAIN_PYTHON, *arguments], cwd=ROOT / "models", env=environment, capture_output=True, text=True
-    )
 
 
 @needs_training
@@ -234,7 +156,7 @@ def test_nothing_is_trained_that_mlflow_could_not_be_told(tmp_path: Path) -> Non
 
 @needs_training
 @pytest.mark.timeout(900)
-def test_a_small_training_gives_models_that_load_and_beat_chance(data: ModuleType, tmp_path: Path) -> None:
+def test_a_small_training_gives_models_that_load_and_beat_chance(tmp_path: Path) -> None:
     pictures_file = npz(tmp_path, train=1_000, test=100)
     arguments = ["-m", "training", "--data", str(pictures_file), "--epochs", "3", "--models", str(tmp_path)]
     trained(*arguments)
