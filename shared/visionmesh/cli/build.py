@@ -81,7 +81,7 @@ def build(
         [str(_python()), "-m", module, *arguments, *(["--int8"] if int8 else [])],
         sources=_SOURCES,
         doing=f"building {name}",
-        failed=f"{name} was not built",
+        failed=f"{name} was not built, or MLflow was not told of it",
     )
     sys.stdout.write(_how_to_use(name, None if folder == usual.resolve() else folder))
 
