@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Final
 
-import numpy as np
 import typer
 
 from visionmesh.cli.console import fail
@@ -87,6 +86,8 @@ def export_qrdet(
 
 def _must_be_a_locator(file: Path) -> None:
     """Ends the program when the file is no QRDet detector, by having it look at a picture without codes."""
+    import numpy as np
+
     from qr_decoder.domain.locator import load, open_session
 
     try:
