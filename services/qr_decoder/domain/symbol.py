@@ -6,19 +6,21 @@ finder patterns are in the top left, top right and bottom left corners.
 
 zxing-cpp corrects errors too, but it takes every module for as good as any other. Who sampled the modules
 knows which of them lie under glare or a scratch; an erased codeword costs half as much redundancy as a wrong
-one. Contents are never parsed here: `repaired` draws the corrected symbol again, for a decoder to read.
+one, and of a codeword with one spoilt module seven bits are good (`recovered`). Contents are never parsed
+here: the corrected symbol is drawn again, for a decoder to read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qr_decoder.domain import bits
 from visionmesh.qr_code import Place
 
 Modules = NDArray[np.bool_]
@@ -54,6 +56,9 @@ _BLOCKS: Final = (
 )  # fmt: skip
 
 _SEQUENCE_MODE: Final = 0b0011
+
+# Formats that are tried of a damaged symbol: each wrong one costs a correction that fails.
+_FORMATS_TRIED: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +211,8 @@ _FORMAT_FIRST: Final = (
 
 def read_format(modules: Modules) -> tuple[Format, ...]:
     """The formats that the two copies may stand for, nearest first: at most 3 wrong bits of 15."""
-    size = len(modules)
-    first = np.array([modules[at] for at in _FORMAT_FIRST])
-    second = np.array([modules[8, size - 1 - n] if n < 8 else modules[size - 15 + n, 8] for n in range(15)])
     found: dict[int, int] = {}
-    for copy in (first, second):
+    for copy in _format_copies(modules):
         distances = (copy != _FORMAT_WORDS).sum(axis=1)
         best = int(distances.argmin())
         if distances[best] <= 3:
@@ -240,6 +242,43 @@ def repaired(modules: Modules, reliability: NDArray[np.float32] | None = None) -
     return None
 
 
+def recovered(modules: Modules, sureness: NDArray[np.float32]) -> tuple[Repaired, bool] | None:
+    """The symbol as it was before scratches and stains that correction by codewords has no remedy for.
+
+    modules: bool [N, N], as they are seen. sureness: float32 [N, N], 0 or more: how much likelier (as the
+    logarithm) each module is to be what it seems than not. Also returns whether the symbol is mirrored. See
+    `bits`.
+    """
+    version = version_of(len(modules))
+    if version is None:
+        return None
+    ways = [(modules, sureness, False), (modules.T, sureness.T, True)]
+    formats = [(against, found, way) for way in ways for against, found in _formats(*way[:2])]
+    formats.sort(key=lambda each: each[0])
+    for _, found, (seen, sure, mirrored) in formats[:_FORMATS_TRIED]:
+        result = _recovered_as(seen, sure, version, found)
+        if result is not None:
+            return result, mirrored
+    return None
+
+
+def _formats(modules: Modules, sureness: NDArray[np.float32]) -> Iterator[tuple[float, Format]]:
+    """All formats, each with how much of what is sure in both copies it contradicts."""
+    wrong = _format_copies(modules) != _FORMAT_WORDS[:, None]
+    against = (wrong * _format_copies(sureness)).sum(axis=(1, 2))
+    for data in range(len(_FORMAT_WORDS)):
+        distance = int(wrong[data].sum(axis=1).min())
+        yield float(against[data]), Format(_LEVELS[data >> 3], data & 7, distance)
+
+
+def _format_copies(values: NDArray[Any]) -> NDArray[Any]:
+    """What belongs to the two copies of the format information, [2, 15]."""
+    size = len(values)
+    first = [values[at] for at in _FORMAT_FIRST]
+    second = [values[8, size - 1 - n] if n < 8 else values[size - 15 + n, 8] for n in range(15)]
+    return np.array([first, second])
+
+
 def sequence_of(modules: Modules) -> Place | None:
     """The structured append header of a symbol that is known to be one; cheap where there is none."""
     version = version_of(len(modules))
@@ -254,37 +293,73 @@ def sequence_of(modules: Modules) -> Place | None:
     return None
 
 
+# Of a block's places in the symbol and its codewords of redundancy: the block without errors, and how many
+# of the latter that took. None when it is beyond repair.
+_Corrector = Callable[[Sequence[int], int], "tuple[list[int], int] | None"]
+
+
 def _repaired_as(
     modules: Modules, reliability: NDArray[np.float32] | None, version: int, found: Format
 ) -> Repaired | None:
+    codewords = np.packbits(_data_bits(modules, version, found)).tolist()
+    trust = None if reliability is None else _data(reliability, version).min(axis=1)
+
+    def by_codewords(places: Sequence[int], correction: int) -> tuple[list[int], int] | None:
+        order = [] if trust is None else np.argsort(trust[list(places)], kind="stable").tolist()
+        return _corrected([codewords[place] for place in places], correction, order)
+
+    return _corrected_symbol(version, found, by_codewords)
+
+
+def _recovered_as(
+    modules: Modules, sureness: NDArray[np.float32], version: int, found: Format
+) -> Repaired | None:
+    every = _data_bits(modules, version, found)
+    sure = _data(sureness, version)
+
+    def by_bits(places: Sequence[int], correction: int) -> tuple[list[int], int] | None:
+        block = every[list(places)]
+        wrong = bits.corrected(block.ravel(), sure[list(places)].ravel(), correction)
+        if wrong is None:
+            return None
+        wrong_codewords = int(wrong.reshape(-1, 8).any(axis=1).sum())
+        corrected = np.packbits(block ^ wrong.reshape(-1, 8)).tolist()
+        return corrected, min(2 * wrong_codewords, correction)
+
+    return _corrected_symbol(version, found, by_bits)
+
+
+def _data(values: NDArray[Any], version: int) -> NDArray[Any]:
+    """What belongs to the bits of the codewords, [codewords, 8], of what belongs to modules."""
     rows, columns = _data_modules(version)
     whole = len(rows) // 8
-    bits = (modules ^ _mask(len(modules), found.mask))[rows, columns][: whole * 8]
-    codewords = np.packbits(bits).astype(int)
-    trust = None
-    if reliability is not None:
-        trust = reliability[rows, columns][: whole * 8].reshape(whole, 8).min(axis=1)
+    return np.asarray(values[rows, columns][: whole * 8].reshape(whole, 8))
+
+
+def _data_bits(modules: Modules, version: int, found: Format) -> Modules:
+    """The bits of the codewords, bool [codewords, 8], without their mask."""
+    return _data(modules ^ _mask(len(modules), found.mask), version)
+
+
+def _corrected_symbol(version: int, found: Format, corrected: _Corrector) -> Repaired | None:
+    rows, columns = _data_modules(version)
+    whole = len(rows) // 8
     correction = _CORRECTION[found.level][version - 1]
-    data: list[int] = []
+    codewords = np.zeros(whole, np.uint8)
     worst = 0.0
-    blocks = tuple(_blocks(version, found.level, whole))
-    for number, indices in enumerate(blocks):
-        block = [int(codewords[index]) for index in indices]
-        order = [] if trust is None else np.argsort(trust[list(indices)], kind="stable").tolist()
-        fixed = _corrected(block, correction, order)
+    for places in _blocks(version, found.level, whole):
+        fixed = corrected(places, correction)
         if fixed is None:
             return None
-        corrected, cost = fixed
+        block, cost = fixed
         worst = max(worst, cost / correction)
-        codewords[list(indices)] = corrected
-        if number == 0:
-            data = corrected[:3]
-    bits = np.unpackbits(codewords.astype(np.uint8)).astype(bool)
-    whole_symbol = _framed(version, found)
-    whole_symbol[rows[: whole * 8], columns[: whole * 8]] = bits
-    inverted = np.zeros_like(whole_symbol)
-    inverted[rows, columns] = _mask(len(modules), found.mask)[rows, columns]
-    return Repaired(whole_symbol ^ inverted, worst, _sequence(data))
+        codewords[list(places)] = block
+    symbol = _framed(version, found)
+    symbol[rows[: whole * 8], columns[: whole * 8]] = np.unpackbits(codewords) > 0
+    inverted = np.zeros_like(symbol)
+    inverted[rows, columns] = _mask(len(symbol), found.mask)[rows, columns]
+    first = next(_blocks(version, found.level, whole))[:3]
+    return Repaired(symbol ^ inverted, worst, _sequence(codewords[list(first)].tolist()))
 
 
 def _framed(version: int, found: Format) -> Modules:
