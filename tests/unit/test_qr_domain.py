@@ -223,6 +223,7 @@ def test_level_numbers_are_stored_and_must_not_change() -> None:
     first = ("reduced", "whole", "grid", "located", "histogram", "grid-whole")
     assert [domain.NUMBERS[name] for name in first] == [1, 2, 3, 4, 5, 6]
     assert [domain.NUMBERS[f"locator-{size}"] for size in "nsml"] == [7, 8, 9, 10]
+    assert domain.NUMBERS["worn"] == 42
 
 
 @pytest.mark.parametrize("name", transforms.STRATEGIES)

@@ -35,6 +35,7 @@ from qr_decoder.domain import decoders, grid
 from qr_decoder.domain.codes import Grey, Quad, Reading, Result, confidence, joined
 from qr_decoder.domain.finders import Finder, Triple, find_finders, merged, triples
 from qr_decoder.domain.locator import Locator
+from qr_decoder.domain.outlines import outlines
 from qr_decoder.domain.transforms import STRATEGIES, Variant, raw, reduced
 from visionmesh.qr_code import QrCode
 
@@ -62,6 +63,10 @@ _SMALL: Final = 60
 
 # How much more than the outline of a triple is cut out around it, as a factor: perspective moves its corners.
 _AROUND: Final = 1.5
+
+# Of codes that are found by their outline: how many frames are tried, and what one must be worth.
+_WORN_FRAMES: Final = 4
+_WORN_WORTH: Final = 1.15
 
 # Two finder patterns that differ more in size are hardly of one code.
 _PAIR: Final = 1.5
@@ -294,6 +299,23 @@ def _crop(scene: Scene, quad: Quad) -> Attempt | None:
     return None if reading is None else Attempt(reading, "rectified", None)
 
 
+def _worn(scene: Scene) -> Iterator[Attempt | None]:
+    """The own sampler bit by bit, where the reduced picture has the outline of a code."""
+    likely = []
+    for outline in outlines(scene.reduced.grey):
+        likely += grid.square_frames(scene.reduced.grey, outline)[:1]
+        yield None
+    likely.sort(key=lambda each: -each[0])
+    for worth, frame in likely[:_WORN_FRAMES]:
+        if worth < _WORN_WORTH:
+            break
+        reading = decoders.worn(scene.reduced.grey, frame)
+        if reading is None:
+            yield None
+        else:
+            yield Attempt(reading.at(scene.reduced.original(reading.corners)), scene.reduced.name, None)
+
+
 def _locator(size: str, scene: Scene) -> Iterator[Attempt | None]:
     """What a learned locator points at, rectified; nothing when there is no such model."""
     locator = scene.locators.get(size)
@@ -337,6 +359,7 @@ LEVELS: Final[dict[str, Level]] = {
     **{strategy: partial(_strategy, strategy, "zxing") for strategy in STRATEGIES},
     **{f"{strategy}+zbar": partial(_strategy, strategy, "zbar") for strategy in STRATEGIES},
     **{f"{strategy}+opencv": partial(_strategy, strategy, "opencv") for strategy in STRATEGIES},
+    "worn": _worn,
 }
 NUMBERS: Final[dict[str, int]] = {name: number for number, name in enumerate(LEVELS, 1)}
 
@@ -359,6 +382,7 @@ _LIGHT: Final = (
     "clahe",
     "histogram",
     "downscale",
+    "worn",
     "grid-whole",
 )
 

@@ -136,6 +136,12 @@ def sampler(grey: Grey, triple: Triple) -> Reading | None:
     return None if found is None else from_symbol(found, "grid")
 
 
+def worn(grey: Grey, frame: grid.Frame) -> Reading | None:
+    """The own sampler bit by bit, on a code whose version and place are known."""
+    found = grid.read_worn(grey, frame)
+    return None if found is None else from_symbol(found, "grid")
+
+
 def located(grey: Grey, corners: Quad) -> Reading | None:
     """A code whose four corners are roughly known: rectified and read by zxing-cpp and the own sampler."""
     for side in _RECTIFIED:
