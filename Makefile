@@ -13,7 +13,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --
 QREADER_WITHOUT = --no-emit-package opencv-python --no-emit-package triton
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-native bench lint lock train train-baseline env up
+.PHONY: help install demo test test-native bench lint lock train train-baseline train-locator env up
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,10 @@ train: .venv-train/installed  ## the models again, from CIFAR-10; DATA=file (a l
 train-baseline: .venv-train/installed  ## a plain ResNet-20 to compare with; DATA=file SEED=n EPOCHS=n
 	PYTHONPATH=shared:services:models .venv-train/bin/python -m training.baseline $(if $(DATA),--data $(DATA)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(EPOCHS),--epochs $(EPOCHS))
+
+train-locator: .venv-train/installed  ## a locator of QR codes from drawn pictures; SIZE=n PICTURES=n SEED=n
+	PYTHONPATH=models .venv-train/bin/python -m training.qr_locator --export models \
+		$(if $(SIZE),--size $(SIZE)) $(if $(PICTURES),--pictures $(PICTURES)) $(if $(SEED),--seed $(SEED))
 
 # Environments of their own, for what cannot share one with the services.
 .venv-%/installed: requirements/%.txt

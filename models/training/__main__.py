@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tomllib
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +14,7 @@ import onnx
 from training import classifiers, consensus, data, export, extractors, measure, report, tracking, widths
 from training.classifiers import Examples, Trial
 from training.seen import Seen
-from training.tables import toml, written
+from training.tables import tables_in, toml, written
 from visionmesh.consensus import pool
 
 # Any number would do.
@@ -32,7 +31,8 @@ SHIFTED = "training pictures, shifted"
 NAMED = {"classifier-random-forest": "random-forest", "classifier-svm": "svm"}
 
 TABLES = """\
-# The models that are deployed, one table each; written by `make train`, which explains them in REPORT.md.
+# The models that are deployed, one table each; written by `make train`, which explains them in REPORT.md, and
+# by `make train-locator` (LOCATOR.md).
 # The extractor's top-1 is that of the softmax head it was trained with; a classifier's is that of the whole
 # way from picture to label, with the descriptors rounded to 4 digits as on the wire. Milliseconds are
 # processor time of the machine that trained; compare them with one another only.
@@ -59,7 +59,8 @@ def train(arguments: argparse.Namespace) -> None:
     folder, reports = arguments.models, arguments.models / report.FOLDER
     reports.mkdir(parents=True, exist_ok=True)
     figures = report.read(reports / report.FIGURES)
-    tables = _kept_extractors(folder) if arguments.keep_extractor else {}
+    kept = tables_in(folder)
+    tables = _of_kind(kept, "extractor") if arguments.keep_extractor else {}
     common = {
         "version": VERSION,
         "descriptor_count": 20,
@@ -75,7 +76,8 @@ def train(arguments: argparse.Namespace) -> None:
     figures["decoding"] = extractors.decoding(arguments.seed)
     figures["made"] = _made(dataset, arguments)
     tables |= found
-    text = TABLES + "".join(f"\n{toml(table, name)}" for name, table in tables.items())
+    all_tables = tables | _of_kind(kept, "locator")
+    text = TABLES + "".join(f"\n{toml(table, name)}" for name, table in all_tables.items())
     (folder / "models.toml").write_text(text, encoding="utf-8")
     report.write(reports / report.FIGURES, figures)
     measured = {role: tables[f"classifier-{role}"] for role in report.THREE} | {
@@ -127,9 +129,8 @@ def _made(dataset: data.Dataset, arguments: argparse.Namespace) -> dict[str, Any
     }
 
 
-def _kept_extractors(folder: Path) -> dict[str, dict[str, Any]]:
-    tables = tomllib.loads((folder / "models.toml").read_text(encoding="utf-8"))
-    return {name: table for name, table in tables.items() if table["kind"] == "extractor"}
+def _of_kind(tables: Mapping[str, dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    return {name: table for name, table in tables.items() if table["kind"] == kind}
 
 
 def _net(dataset: data.Dataset, arguments: argparse.Namespace) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx
 
+TABLE = "models.toml"
+
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def tables_in(folder: Path) -> dict[str, dict[str, Any]]:
+    """The tables of a folder's `models.toml`; none when it has no such file."""
+    path = folder / TABLE
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def written(path: Path, graph: onnx.ModelProto) -> dict[str, Any]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TABLE: Final = "models.toml"
 
-Kind = Literal["extractor", "classifier", "consensus"]
+Kind = Literal["extractor", "classifier", "consensus", "locator"]
 
 
 class ModelError(Exception):

@@ -29,6 +29,7 @@ _COMMON: Final[dict[Kind, tuple[str, ...]]] = {
     "extractor": ("descriptor_count", "space", "input_shape"),
     "classifier": ("descriptor_count", "labels", "extractor"),
     "consensus": (),
+    "locator": (),
 }
 
 
