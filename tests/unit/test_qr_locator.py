@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qr_decoder.domain import locator
-from qr_decoder.domain.locator import LazyLocator, QuadLocator, YoloLocator
+from qr_decoder.domain.locator import LazyLocator, Located, QuadLocator, YoloLocator
 
 
 class Model:
@@ -88,15 +88,70 @@ def test_a_large_picture_is_looked_at_in_tiles_when_the_whole_shows_nothing() ->
     assert found.corners.mean(axis=0) == pytest.approx((1920 + 640, 640), abs=1)
 
 
-def test_a_model_of_our_own_gives_quads() -> None:
-    quads = np.array([[[10, 20], [50, 20], [50, 60], [10, 60]], [[0, 0], [9, 0], [9, 9], [0, 9]]], np.float32)
-    model = Model(quads, np.array([0.9, 0.3], np.float32))
-    (found,) = QuadLocator("n", model).locate(np.zeros((1080, 1920, 3), np.uint8))
+class Looks(Model):
+    """A model of our own: by the longest side of what it is shown, squares of (left and top, side, score)."""
+
+    def __init__(self, seen: dict[int, list[tuple[float, float, float]]]) -> None:
+        super().__init__()
+        self._seen = seen
+
+    @property
+    def shown(self) -> list[tuple[int, ...]]:
+        return [given["picture"].shape for given in self.inputs]
+
+    def run(self, outputs: Any, inputs: dict[str, Any]) -> list[Any]:
+        super().run(outputs, inputs)
+        places = self._seen.get(max(inputs["picture"].shape), [])
+        quads = [np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * side + at for at, side, _ in places]
+        return [
+            np.array(quads, np.float32).reshape(-1, 4, 2),
+            np.array([score for _, _, score in places], np.float32),
+        ]
+
+
+LARGE = np.zeros((1080, 1920, 3), np.uint8)
+
+
+def confidences(found: list[Located]) -> list[float]:
+    return [round(each.confidence, 2) for each in found]
+
+
+def test_a_model_of_our_own_gives_quads_in_the_pixels_of_the_picture() -> None:
+    model = Looks({640: [(20, 100, 0.9)]})
+    (found,) = QuadLocator("n", model).locate(LARGE)
     assert found.confidence == pytest.approx(0.9)
-    assert found.corners[0] == pytest.approx((20.5, 40.5))
-    (given,) = model.inputs
-    assert given["picture"].dtype == np.uint8
-    assert given["picture"].shape == (1, 544, 960)
+    # Three times as large; the middle of the first pixel is 0 in both.
+    assert found.corners[2] == pytest.approx((3 * 120.5 - 0.5, 3 * 120.5 - 0.5))
+    assert model.shown == [(1, 384, 640), (1, 160, 256)]
+    assert model.inputs[0]["picture"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("seen", [[(20, 50, 0.9)], [(20, 100, 0.3)], []], ids=["small", "unsure", "nothing"])
+def test_a_large_picture_is_looked_at_in_detail_where_the_whole_does_not_tell(seen: list[Any]) -> None:
+    model = Looks({640: seen, 1920: [(900, 60, 0.8)]})
+    assert 0.8 in confidences(QuadLocator("n", model).locate(LARGE))
+    assert model.shown[2:] == [(1, 1088, 1920)]
+
+
+def test_a_small_picture_is_looked_at_once() -> None:
+    model = Looks({})
+    assert QuadLocator("n", model).locate(np.zeros((200, 150, 3), np.uint8)) == []
+    assert model.shown == [(1, 224, 160)]
+
+
+def test_the_likeliest_places_are_given_where_none_is_sure() -> None:
+    doubtful = [
+        (at, 20.0, score) for at, score in ((0, 0.21), (40, 0.35), (80, 0.25), (120, 0.3), (160, 0.1))
+    ]
+    picture = LARGE[:400, :640]
+    assert confidences(QuadLocator("n", Looks({640: doubtful})).locate(picture)) == [0.35, 0.3, 0.25]
+    sure = [*doubtful, (200, 20.0, 0.5)]
+    assert confidences(QuadLocator("n", Looks({640: sure})).locate(picture)) == [0.5]
+
+
+def test_a_code_that_two_looks_show_is_given_once() -> None:
+    model = Looks({640: [(20, 100, 0.6), (200, 100, 0.5)], 256: [(8, 40, 0.7)]})
+    assert confidences(QuadLocator("n", model).locate(LARGE)) == [0.7, 0.5]
 
 
 def test_a_locator_is_loaded_once_when_it_is_first_asked() -> None:

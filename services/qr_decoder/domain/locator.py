@@ -8,11 +8,11 @@ Two families of models are understood, told apart by their inputs and outputs:
 * **YOLO** (`YoloLocator`): input float32 [1, 3, 640, 640], RGB / 255, letterboxed with 114. Output
   [1, 25200, 85] (YOLOv5: centre x and y, width, height, objectness, classes), or [1, 37, 8400] with
   [1, 32, 160, 160] (YOLOv8-seg, as QRDet: centre, size, score, 32 mask coefficients, mask prototypes).
-* **Quads** (`QuadLocator`), the interface for a locator of our own: input `picture` uint8
-  [1, height, width] grey, sides multiples of 32, at most `side` of the model's metadata; outputs `quads`
-  float32 [M, 4, 2], the corners of M codes in the pixels of the input (x, y; clockwise, from any corner), and
-  `scores` float32 [M], 0 to 1, best first. Everything between a heatmap and a quadrilateral is in the graph,
-  so that this file need not change with the net.
+* **Quads** (`QuadLocator`), the locators of our own (`models/LOCATOR.md`): input `picture` uint8
+  [1, height, width] grey, sides multiples of 32; outputs `quads` float32 [M, 4, 2], the corners of M codes in
+  the pixels of the input (x, y; clockwise, from any corner), and `scores` float32 [M], 0 to 1, best first.
+  Everything between a heatmap and a quadrilateral is in the graph, so that this file need not change with
+  the net.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ FILES: Final = {
 }
 
 CONFIDENCE: Final = 0.5
+# Of our own locators, whose maps are steeper: at 0.4 none of the pictures without codes gives a place.
+QUAD_CONFIDENCE: Final = 0.4
 _OVERLAP: Final = 0.3
 _SIDE: Final = 640
 _LETTERBOX: Final = 114
@@ -136,18 +138,47 @@ def load(name: str, path: Path) -> Locator:
 
 
 class QuadLocator:
-    """A model whose outputs are `quads` and `scores`."""
+    """A model whose outputs are `quads` and `scores`.
 
-    _longest: Final = 960
+    Looks at the picture reduced to two sizes, since its cells see codes of 18 to 270 pixels; and in more
+    detail where that showed nothing, or a code so small that others may be lost. Where nothing was sure, the
+    likeliest places are given.
+    """
 
-    def __init__(self, name: str, session: Session, confidence: float = CONFIDENCE) -> None:
+    # The longest side in pixels of the whole picture, look by look.
+    _first: Final = (640, 256)
+    _detailed: Final = 1920
+    # Pixels a side in the first look.
+    _small: Final = 60
+    # Of what is not sure: the least confidence as a share of the one that is asked for, and how many.
+    _doubtful: Final = 0.5
+    _doubts: Final = 3
+
+    def __init__(self, name: str, session: Session, confidence: float = QUAD_CONFIDENCE) -> None:
         self.name = name
         self._session = session
         self._confidence = confidence
 
     def locate(self, picture: Picture) -> list[Located]:
         grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-        factor = min(1.0, self._longest / max(grey.shape))
+        longest = max(grey.shape)
+        seen = self._in(grey, self._first[0])
+        if longest > self._first[1]:
+            seen += self._in(grey, self._first[1])
+        if longest > self._first[0] and self._is_worth_more(seen, longest):
+            seen += self._in(grey, self._detailed)
+        seen = _each_once(seen)
+        sure = [each for each in seen if each.confidence >= self._confidence]
+        return sure or seen[: self._doubts]
+
+    def _is_worth_more(self, seen: list[Located], longest: int) -> bool:
+        """Whether nothing sure was seen, or something small."""
+        sure = [each.corners for each in seen if each.confidence >= self._confidence]
+        small = (self._small * longest / self._first[0]) ** 2
+        return not sure or min(cv2.contourArea(quad) for quad in sure) < small
+
+    def _in(self, grey: Picture, look: int) -> list[Located]:
+        factor = min(1.0, look / max(grey.shape))
         if factor < 1:
             grey = cv2.resize(grey, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
         bottom, right = -grey.shape[0] % 32, -grey.shape[1] % 32
@@ -156,7 +187,7 @@ class QuadLocator:
         return [
             Located(((quad + 0.5) / factor - 0.5).astype(np.float32), float(score))
             for quad, score in zip(quads, scores, strict=True)
-            if score >= self._confidence
+            if score >= self._confidence * self._doubtful
         ]
 
 
@@ -178,9 +209,7 @@ class YoloLocator:
             for left in range(0, max(width - _TILE + _TILE_STEP, 1), _TILE_STEP):
                 for each in self._in(picture[top : top + _TILE, left : left + _TILE]):
                     found.append(Located(each.corners + np.array((left, top), np.float32), each.confidence))
-        boxes = np.array([(*each.corners.min(axis=0), *each.corners.max(axis=0)) for each in found])
-        kept = _suppressed(boxes.reshape(-1, 4), np.array([each.confidence for each in found]))
-        return [found[n] for n in kept]
+        return _each_once(found)
 
     def _in(self, picture: Picture) -> list[Located]:
         tensor, scale, (left, top) = letterboxed(picture)
@@ -224,6 +253,13 @@ def _decoded(outputs: list[NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[
     rows = whole[0].astype(np.float32)
     score = rows[:, 4] * (rows[:, 5:].max(axis=1) if rows.shape[1] > 5 else 1.0)
     return np.concatenate([rows[:, :4], score[:, None]], axis=1), None
+
+
+def _each_once(found: list[Located]) -> list[Located]:
+    """The surest of places that overlap, the surest first."""
+    boxes = np.array([(*each.corners.min(axis=0), *each.corners.max(axis=0)) for each in found])
+    kept = _suppressed(boxes.reshape(-1, 4), np.array([each.confidence for each in found]))
+    return [found[n] for n in kept]
 
 
 def _suppressed(boxes: NDArray[Any], scores: NDArray[Any]) -> list[int]:
