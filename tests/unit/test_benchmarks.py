@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from benchmarks.figures import percentile
 from benchmarks.limits import NoLimitError, controller, quota
+from benchmarks.qr_locators import Found, average_precision
 from benchmarks.replicas import Distribution, distribution, unlike_any
+from qr_decoder.domain import Located
 from visionmesh.images import check_end, decode
 from visionmesh.settings import ROOT
 
@@ -69,3 +72,26 @@ def test_a_picture_unlike_any_other_shows_the_same() -> None:
     assert len({picture, first, second}) == 3
     check_end(first)
     assert (decode(first) == decode(picture)).all()
+
+
+def test_a_place_is_right_when_it_covers_half_of_a_code_that_no_surer_one_has() -> None:
+    square = np.array([[0, 0], [10, 0], [10, 10], [0, 10]], np.float32)
+    # Its box is that of the square, its outline half of it.
+    diamond = np.array([[5, -0.1], [10, 5], [5, 10.1], [0, 5]], np.float32)
+    found = Found()
+    found.add(
+        [square, square + 50], [Located(square + 1, 0.9), Located(square, 0.8), Located(square + 99, 0.7)]
+    )
+    found.add([square], [Located(diamond * 0.98 + 0.1, 0.6)])
+    assert (found.codes, found.boxes, found.quads) == (
+        3,
+        [True, False, False, True],
+        [True, False, False, False],
+    )
+
+
+def test_the_precision_of_a_locator_is_averaged_over_its_recall() -> None:
+    found = Found(codes=4, confidences=[0.5, 0.9, 0.8])
+    # In order of confidence right, wrong, right: precision 1 for a quarter, 2/3 for another, 0 for the rest.
+    assert average_precision(found, [True, True, False]) == pytest.approx((1 + 2 / 3) / 4)
+    assert average_precision(Found(codes=4), []) == 0
