@@ -111,6 +111,8 @@ class ModelStore:
         folder = self._folders[name]
         if "file" not in table:
             raise ModelError(f"Model {name!r} in {folder / TABLE} has no 'file'.")
+        if table.get("kind") == "locator":
+            raise ModelError(f"Model {name!r} is a locator of QR codes; the qr-decoder alone runs it.")
         return load_model(name, table, _content(folder / table["file"]), source=str(folder / table["file"]))
 
 
