@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from qr_decoder import qreader_engine, weights
+from qr_decoder import weights
 from qr_decoder.http import make_app
-from qr_decoder.reading import DOMAIN, Asked, Found, Reader, read_one
+from qr_decoder.reader import Reader
+from qr_decoder.reading import DOMAIN, Asked, Found, read_one
 from qr_decoder.step import make_step
 from visionmesh.database import Database
 from visionmesh.isolated import Isolated
@@ -64,6 +65,9 @@ def _cascade(settings: Settings) -> _Engine:
 
 def _qreader(settings: Settings) -> _Engine:
     """Raises `Rejected` where the package or its weights can't be had."""
+    # It loads numpy, which this process has no use for with the other engine.
+    from qr_decoder import qreader_engine
+
     os.environ.update(weights.QUIET)
     memory_bytes = max(settings.isolated_memory_bytes, QREADER_BYTES)
     preload = (qreader_engine.PACKAGE,)

@@ -1,7 +1,7 @@
 """`MESH_QR_ENGINE=qreader`: pictures are read by the package of that name, not by the mesh's own levels.
 
-As in `reading`, the service's own process loads nothing of it: `prepare` and `read_one` run in children that
-are forked from a process that has the package (`PACKAGE`).
+As in `reading`, the service's own process loads nothing of the package: `prepare` and `read_one` run in
+children, which have it from their start (`PACKAGE`).
 
 Its readings are proven too: it decodes by zbar, which gives out nothing that error correction did not pass.
 But it tells neither the bytes of a code nor how much correction it took: `data` is the text in UTF-8, and

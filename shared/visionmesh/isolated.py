@@ -3,47 +3,46 @@
 Decoders read bytes that come from someone else. Here such code may crash, hang or ask for all memory: it
 costs the one item that it was called with, never a neighbour and never the process.
 
-The child is forked from a server process that has done nothing but import the function's module
-(`forkserver`): forking the service itself would copy its locks in whatever state its threads hold them.
+The child is a new interpreter that imports the function's module (`isolated_child`) and is spoken to over a
+socket. Forking the service instead would copy its locks in whatever state its threads hold them; forking a
+template of the child would keep that in memory too, for a start that is some tenths of a second sooner.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import resource
+import pickle
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
+from queue import LifoQueue
 from threading import Lock
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
-from pebble import ProcessExpired, ProcessFuture, ProcessPool
-
 from visionmesh.errors import Rejected, Unavailable
+from visionmesh.isolated_child import Begin, Outcome
 from visionmesh.observability import metrics
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Decoders leak. A new child costs about 0.1 s, so this many calls make it a tenth of a millisecond each.
-_CALLS_PER_CHILD: Final = 1000
+# Decoders leak. A new child costs half a second, so this many calls make it a quarter of a millisecond each.
+_CALLS_PER_CHILD: Final = 2000
 
 # How often an item is tried whose child was ended by someone else (an operator, the kernel's OOM killer).
 _ATTEMPTS: Final = 3
 
-# pebble forgets a call that was scheduled while its pool broke or was stopped; this often it is looked at.
-_LOOK_SECONDS: Final = 1.0
+# A child imports before it is ready: a second at most, or ten when torch is among it, on an idle machine.
+_START_SECONDS: Final = 120.0
 
 _FROM_OUTSIDE: Final = (-signal.SIGKILL, -signal.SIGTERM)
 
-# A child whose service was killed has nobody to end it: its own alarm does, this long after the deadline.
-_ALARM_SECONDS: Final = 1.0
-
-_preload = {__name__}
+# A child has one thread, which needs one heap. A threshold for trimming that is set stays: glibc would raise
+# its own with the first large picture, and keep what that took.
+_MALLOC: Final = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
 class Isolated(Generic[T, R]):
@@ -67,15 +66,13 @@ class Isolated(Generic[T, R]):
         memory_bytes: address space that a child may use beyond what it has at its start.
         preload: modules that every child has from its start, and that this process need not load.
         """
-        self._function = function
+        begin = Begin(function, deadline_seconds, memory_bytes)
         self._deadline_seconds = deadline_seconds
-        self._memory_bytes = memory_bytes
-        self._processes = processes
-        self._calls_per_child = calls_per_child
-        self._modules = (function.__module__, *preload)
-        self._lock = Lock()
-        self._closed = False
-        self._pool: ProcessPool | None = None
+        self._places = [_Place(begin, tuple(preload), calls_per_child) for _ in range(processes)]
+        # The place that was used last is used next: its child is the warmest.
+        self._free: LifoQueue[_Place] = LifoQueue()
+        for place in self._places:
+            self._free.put(place)
 
     def __enter__(self) -> Isolated[T, R]:
         self.start()
@@ -88,81 +85,47 @@ class Isolated(Generic[T, R]):
 
     def start(self) -> None:
         """Starts the children now, so that the first picture does not wait for their imports."""
-        with self._lock:
-            pool = self._running_pool()
-        for future in [pool.schedule(_warm_up) for _ in range(self._processes)]:
-            future.result()
+        for place in self._places:
+            place.child()
+        for place in self._places:
+            place.child().wait_until_ready()
 
     def close(self) -> None:
-        """Ends the children at once; calls under way raise `Unavailable`."""
-        with self._lock:
-            self._closed = True
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            _end(pool)
+        """Ends the children at once; calls under way raise `Unavailable`, and later ones too."""
+        for place in self._places:
+            place.close()
 
     def call(self, item: T) -> R:
-        """The function's result. Raises `Rejected`, also with the codes of `map`."""
-        (outcome,) = self.map([item])
-        if isinstance(outcome, Rejected):
-            raise outcome
-        return outcome
+        """The function's result; waits for a child that is free.
 
-    def map(self, items: Sequence[T]) -> list[R | Rejected]:
-        """One result or `Rejected` for each item, in order.
-
-        Beside the function's own codes: `decoder_crashed`, `deadline_exceeded`, `memory_exceeded`.
-        Raises `Unavailable` after `close`.
+        Raises `Rejected`, beside the function's own codes with `decoder_crashed`, `deadline_exceeded` and
+        `memory_exceeded`; and `Unavailable` after `close`.
         """
-        outcomes = self._try(items)
-        return [
-            self._again(item, outcome) if isinstance(outcome, _Lost) else outcome
-            for item, outcome in zip(items, outcomes, strict=True)
-        ]
-
-    def _again(self, item: T, lost: _Lost) -> R | Rejected:
-        """Tries an item alone that was in a child when that died, perhaps with another one's guilt."""
-        for _ in range(_ATTEMPTS - 1):
-            (outcome,) = self._try([item])
-            if not isinstance(outcome, _Lost):
-                return outcome
-            lost = outcome
-        if lost.exit_code == -signal.SIGKILL:
-            return Rejected("memory_exceeded", "Reading the file was ended from outside, for lack of memory.")
-        return _crashed()
-
-    def _try(self, items: Sequence[T]) -> list[R | Rejected | _Lost]:
-        calls = [self._schedule(item) for item in items]
-        bug: BaseException | None = None
-        outcomes: list[R | Rejected | _Lost] = []
-        for call in calls:
+        exit_code = 0
+        for _ in range(_ATTEMPTS):
+            place = self._free.get()
             try:
-                outcomes.append(_Lost() if call is None else self._outcome(*call))
-            # Kept until all others have ended, so that no child works for nobody.
-            except Exception as error:
-                bug = bug or error
-        if self._closed:
-            raise Unavailable("isolated", "the process is stopping")
-        if bug is not None:
-            raise bug
-        return outcomes
-
-    def _outcome(self, pool: ProcessPool, future: ProcessFuture[Any]) -> R | Rejected | _Lost:
-        while not wait([future], _LOOK_SECONDS).done:
-            if not pool.active:
-                return _Lost()
-        try:
-            outcome: R | Rejected = future.result()
-        except BrokenProcessPool:
-            return _Lost()
-        except ProcessExpired as error:
-            if error.exitcode == -signal.SIGALRM:
-                return self._too_slow()
-            metrics.ISOLATED_RESTARTS.labels("crash").inc()
-            return _Lost(error.exitcode) if error.exitcode in _FROM_OUTSIDE else _crashed()
-        except TimeoutError:
-            return self._too_slow()
-        return outcome
+                outcome: Outcome = place.call(item)
+            except TimeoutError:
+                raise self._too_slow() from None
+            except _ChildEndedError as ended:
+                exit_code = ended.exit_code
+                if exit_code == -signal.SIGALRM:
+                    raise self._too_slow() from None
+                metrics.ISOLATED_RESTARTS.labels("crash").inc()
+                # Ended from outside, perhaps for what another process did.
+                if exit_code in _FROM_OUTSIDE:
+                    continue
+                raise _crashed() from None
+            finally:
+                self._free.put(place)
+            if outcome.raised is not None:
+                raise outcome.raised
+            result: R = outcome.result
+            return result
+        if exit_code == -signal.SIGKILL:
+            raise Rejected("memory_exceeded", "Reading the file was ended from outside, for lack of memory.")
+        raise _crashed()
 
     def _too_slow(self) -> Rejected:
         metrics.ISOLATED_RESTARTS.labels("deadline").inc()
@@ -170,45 +133,12 @@ class Isolated(Generic[T, R]):
             "deadline_exceeded", f"Reading the file took longer than {self._deadline_seconds:g} s."
         )
 
-    def _schedule(self, item: T) -> tuple[ProcessPool, ProcessFuture[Any]] | None:
-        """None when the pool broke at this very moment."""
-        with self._lock:
-            pool = self._running_pool()
-            try:
-                return pool, pool.schedule(
-                    _guarded,
-                    args=(self._function, item, self._deadline_seconds),
-                    timeout=self._deadline_seconds,
-                )
-            except RuntimeError:
-                return None
 
-    def _running_pool(self) -> ProcessPool:
-        """The pool; a new one when a child died between two calls, which pebble does not survive."""
-        if self._closed:
-            raise Unavailable("isolated", "the process is stopping")
-        if self._pool is not None and not self._pool.active:
-            metrics.ISOLATED_RESTARTS.labels("crash").inc()
-            _end(self._pool)
-            self._pool = None
-        if self._pool is None:
-            context = multiprocessing.get_context("forkserver")
-            _preload.update(self._modules)
-            context.set_forkserver_preload(sorted(_preload))
-            self._pool = ProcessPool(
-                self._processes,
-                max_tasks=self._calls_per_child,
-                initializer=_confine,
-                initargs=(self._memory_bytes,),
-                context=context,
-            )
-        return self._pool
+class _ChildEndedError(Exception):
+    """While it was waited for. exit_code: negative is a signal."""
 
-
-class _Lost:
-    """An item whose child, or the whole pool, was ended by something else than a signal of its own."""
-
-    def __init__(self, exit_code: int | None = None) -> None:
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
         self.exit_code = exit_code
 
 
@@ -216,39 +146,142 @@ def _crashed() -> Rejected:
     return Rejected("decoder_crashed", "The file crashed the program that reads it.")
 
 
-def _end(pool: ProcessPool) -> None:
-    pool.stop()  # type: ignore[no-untyped-call]
-    pool.join()
+class _Place:
+    """Where one child is at a time. Used by one thread at a time, but for `close`."""
+
+    def __init__(self, begin: Begin, preload: tuple[str, ...], calls_per_child: int) -> None:
+        self._begin = begin
+        self._preload = preload
+        self._calls_per_child = calls_per_child
+        self._lock = Lock()
+        self._in_use = Lock()
+        self._closed = False
+        self._child: _Child | None = None
+
+    def child(self) -> _Child:
+        """The one that is there, or a new one, which may not be ready yet. Raises `Unavailable`."""
+        with self._lock:
+            if self._closed:
+                raise _stopping()
+            if self._child is not None and self._child.has_ended():
+                metrics.ISOLATED_RESTARTS.labels("crash").inc()
+                self._child = None
+            if self._child is None:
+                self._child = _Child(self._begin, self._preload)
+            return self._child
+
+    def call(self, item: Any) -> Outcome:
+        """Raises `_ChildEndedError`, TimeoutError at the deadline, and `Unavailable`."""
+        with self._in_use:
+            child = self.child()
+            try:
+                child.wait_until_ready()
+                outcome = child.call(item, self._begin.deadline_seconds)
+            # Whatever it was, the child may still be in the middle of it.
+            except BaseException as error:
+                self._replace(child)
+                if self._closed:
+                    raise _stopping() from error
+                raise
+            if child.calls >= self._calls_per_child:
+                self._replace(child)
+            return outcome
+
+    def _replace(self, child: _Child) -> None:
+        """Ends a child and starts the next, whose imports are then under way when it is needed."""
+        child.end()
+        with self._lock:
+            self._child = None if self._closed else _Child(self._begin, self._preload)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            if self._child is not None:
+                self._child.kill()
+        # Whoever waited for the child is told of its end by then.
+        with self._in_use:
+            if self._child is not None:
+                self._child.end()
+                self._child = None
 
 
-# In the child
+def _stopping() -> Unavailable:
+    return Unavailable("isolated", "the process is stopping")
 
 
-def _confine(memory_bytes: int) -> None:
-    """Called once in a new child, before its first item."""
-    # Python's handler would wait until native code returns, which may be never.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    # A crash is expected here; a core file of every broken picture would fill the disk.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    ceiling = pages * os.sysconf("SC_PAGE_SIZE") + memory_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
+class _Child:
+    """One process. calls: those it has answered."""
+
+    def __init__(self, begin: Begin, preload: tuple[str, ...]) -> None:
+        ours, its = socket.socketpair()
+        with its:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _program(its.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[its.fileno()],
+                env={**_MALLOC, **os.environ},
+            )
+        self._socket = ours
+        self._outcomes = ours.makefile("rb")
+        self._is_ready = False
+        self.calls = 0
+        # Small enough to wait in the socket until it has begun to read.
+        self._socket.sendall(pickle.dumps(preload) + pickle.dumps(begin))
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def wait_until_ready(self) -> None:
+        """Raises `Unavailable`: no item is to blame for a child that does not start."""
+        if self._is_ready:
+            return
+        try:
+            self._receive(_START_SECONDS)
+        except TimeoutError:
+            raise Unavailable("isolated", f"a child took longer than {_START_SECONDS:g} s to start") from None
+        except _ChildEndedError as ended:
+            raise Unavailable("isolated", f"a child did not start: exit status {ended.exit_code}") from None
+        self._is_ready = True
+
+    def call(self, item: Any, deadline_seconds: float) -> Outcome:
+        """Raises `_ChildEndedError` and TimeoutError."""
+        data = pickle.dumps(item)
+        self._socket.settimeout(deadline_seconds)
+        try:
+            self._socket.sendall(data)
+        except ConnectionError:
+            raise self._ended() from None
+        outcome: Outcome = self._receive(deadline_seconds)
+        self.calls += 1
+        return outcome
+
+    def _receive(self, seconds: float) -> Any:
+        self._socket.settimeout(seconds)
+        try:
+            return pickle.load(self._outcomes)
+        # Nothing, or half of an answer.
+        except (EOFError, ConnectionError, pickle.UnpicklingError):
+            raise self._ended() from None
+
+    def _ended(self) -> _ChildEndedError:
+        self._process.kill()
+        return _ChildEndedError(self._process.wait())
+
+    def kill(self) -> None:
+        """Ends it; a thread that waits for its answer is told."""
+        self._process.kill()
+
+    def end(self) -> None:
+        """Ends it for good."""
+        self._process.kill()
+        self._process.wait()
+        self._outcomes.close()
+        self._socket.close()
 
 
-def _warm_up() -> None:
-    """Does nothing; that it could be called says that the child is there."""
-
-
-def _guarded(function: Callable[[Any], Any], item: Any, deadline_seconds: float) -> Any:
-    signal.setitimer(signal.ITIMER_REAL, deadline_seconds + _ALARM_SECONDS)
-    try:
-        return function(item)
-    except Rejected as error:
-        # As a value: pebble would send the whole chain of causes along.
-        return Rejected(error.code, error.reason)
-    except MemoryError:
-        return Rejected("memory_exceeded", "Reading the file takes more memory than it is given.")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+def _program(descriptor: int) -> str:
+    """What the child's interpreter runs. It finds modules where this process does."""
+    return (
+        f"import sys; sys.path[:] = {sys.path!r}; "
+        f"from visionmesh.isolated_child import serve; serve({descriptor})"
+    )

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from qr_decoder import qreader_engine, weights
 from qr_decoder.http import make_app
 from qr_decoder.qreader_engine import Weights
-from qr_decoder.reading import Reader
+from qr_decoder.reader import Reader
 from visionmesh.cli import app as mesh
 from visionmesh.errors import Rejected
 from visionmesh.isolated import Isolated
@@ -193,7 +193,7 @@ from qr_decoder import weights
 os.environ.update(weights.QUIET)
 from qr_decoder.__main__ import QREADER_BYTES
 from qr_decoder.qreader_engine import PACKAGE, Weights, prepare, read_one
-from qr_decoder.reading import Reader
+from qr_decoder.reader import Reader
 from visionmesh.isolated import Isolated
 limits = dict(deadline_seconds=200, memory_bytes=QREADER_BYTES, preload=(PACKAGE,))
 folder = Path({str(own_weights)!r})

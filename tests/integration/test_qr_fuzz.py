@@ -17,7 +17,8 @@ import psutil
 import segno
 from PIL import Image
 
-from qr_decoder.reading import DOMAIN, Reader, read_one
+from qr_decoder.reader import Reader
+from qr_decoder.reading import DOMAIN, read_one
 from visionmesh.errors import Rejected
 from visionmesh.isolated import Isolated
 

@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 
 from answers import assert_error
 from qr_decoder.http import make_app
-from qr_decoder.reading import DOMAIN, Found, Reader, read_one
+from qr_decoder.reader import Reader
+from qr_decoder.reading import DOMAIN, Found, read_one
 from visionmesh.errors import Rejected
 from visionmesh.isolated import Isolated
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -18,12 +19,21 @@ from visionmesh.isolated import Isolated
 MEBIBYTE = 1024 * 1024
 
 
+class Stubborn(Exception):  # noqa: N818
+    """Can be pickled, and not be made again of what it is pickled as."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
 def native(item: str) -> object:
     """Does what a decoder may do, as the item says."""
     what, _, argument = item.partition(" ")
     if what == "crash":
         ctypes.string_at(0)
     if what == "hang":
+        if argument:
+            Path(argument).touch()
         # In native code, with signals that no Python handler gets to see.
         ctypes.CDLL(None).sleep(60)
     if what == "eat":
@@ -32,6 +42,15 @@ def native(item: str) -> object:
         raise Rejected("corrupt_image", "two arguments")
     if what == "bug":
         raise KeyError("a bug")
+    if what == "stubborn":
+        raise Stubborn("one", "two")
+    if what == "unpicklable":
+        return lambda: None
+    if what == "meet":
+        folder, mine, other = argument.split()
+        Path(folder, mine).touch()
+        while not Path(folder, other).exists():
+            time.sleep(0.01)
     if what == "pid":
         return os.getpid()
     if what == "die_once":
@@ -52,9 +71,12 @@ def isolated() -> Iterator[Isolated[str, object]]:
         yield running
 
 
-def code_of(outcome: object) -> str:
-    assert isinstance(outcome, Rejected)
-    return outcome.code
+def outcome_of(isolated: Isolated[str, object], item: str) -> object:
+    """What a call returns, or the code that it is rejected with."""
+    try:
+        return isolated.call(item)
+    except Rejected as error:
+        return error.code
 
 
 PRELOADING = """
@@ -74,7 +96,6 @@ if __name__ == "__main__":
 
 
 def test_a_child_has_what_was_loaded_for_it_and_the_process_has_not(tmp_path: Path) -> None:
-    # In a process of its own: there is one forkserver in each, and it loads when it starts.
     script = tmp_path / "preloading.py"
     script.write_text(PRELOADING)
     path = os.pathsep.join([str(tmp_path), *sys.path])
@@ -84,40 +105,26 @@ def test_a_child_has_what_was_loaded_for_it_and_the_process_has_not(tmp_path: Pa
     assert ended.stdout.split() == ["True", "False"], ended.stderr
 
 
-def test_results_come_in_order(isolated: Isolated[str, object]) -> None:
-    items = [str(number) for number in range(50)]
-    assert isolated.map(items) == items
-
-
 def test_runs_in_another_process(isolated: Isolated[str, object]) -> None:
     assert isolated.call("pid") not in (os.getpid(), os.getppid())
 
 
 def test_a_crash_costs_only_the_guilty_item(isolated: Isolated[str, object]) -> None:
-    first, guilty, *rest = isolated.map(["a", "crash", "b", "c", "d"])
-    assert (first, rest) == ("a", ["b", "c", "d"])
-    assert code_of(guilty) == "decoder_crashed"
-
-
-def test_several_crashes_in_one_batch(isolated: Isolated[str, object]) -> None:
-    outcomes = isolated.map(["crash", "a", "crash", "b", "crash"])
-    assert [o if isinstance(o, str) else code_of(o) for o in outcomes] == [
-        "decoder_crashed", "a", "decoder_crashed", "b", "decoder_crashed",
+    assert [outcome_of(isolated, item) for item in ("a", "crash", "b", "crash", "crash", "c")] == [
+        "a", "decoder_crashed", "b", "decoder_crashed", "decoder_crashed", "c",
     ]  # fmt: skip
 
 
 def test_native_code_that_hangs_meets_its_deadline() -> None:
     with Isolated(native, deadline_seconds=1, memory_bytes=256 * MEBIBYTE) as isolated:
-        first, guilty, last = isolated.map(["a", "hang", "b"])
-    assert (first, last) == ("a", "b")
-    assert code_of(guilty) == "deadline_exceeded"
+        outcomes = [outcome_of(isolated, item) for item in ("a", "hang", "b")]
+    assert outcomes == ["a", "deadline_exceeded", "b"]
 
 
 def test_too_much_memory(isolated: Isolated[str, object]) -> None:
     assert isolated.call("eat 100") == 100 * MEBIBYTE
-    guilty, neighbour = isolated.map(["eat 300", "a"])
-    assert code_of(guilty) == "memory_exceeded"
-    assert neighbour == "a"
+    assert outcome_of(isolated, "eat 300") == "memory_exceeded"
+    assert isolated.call("a") == "a"
 
 
 def test_rejected_comes_back_whole(isolated: Isolated[str, object]) -> None:
@@ -127,28 +134,35 @@ def test_rejected_comes_back_whole(isolated: Isolated[str, object]) -> None:
 
 
 def test_a_bug_is_raised(isolated: Isolated[str, object]) -> None:
-    with pytest.raises(KeyError, match="a bug"):
-        isolated.map(["a", "bug", "b"])
+    with pytest.raises(KeyError, match="a bug") as caught:
+        isolated.call("bug")
+    assert 'raise KeyError("a bug")' in caught.value.__notes__[0]
+    assert isolated.call("c") == "c"
+
+
+def test_a_bug_that_does_not_travel_is_raised_as_another(isolated: Isolated[str, object]) -> None:
+    for item in ("stubborn", "unpicklable"):
+        with pytest.raises((RuntimeError, AttributeError, TypeError), match=r"Stubborn|pickle"):
+            isolated.call(item)
     assert isolated.call("c") == "c"
 
 
 def test_a_child_killed_from_outside_is_no_fault_of_the_item(
     isolated: Isolated[str, object], tmp_path: Path
 ) -> None:
-    assert isolated.map([f"die_once {tmp_path / 'marker'}", "a"]) == [f"die_once {tmp_path / 'marker'}", "a"]
+    assert isolated.call(f"die_once {tmp_path / 'marker'}") == f"die_once {tmp_path / 'marker'}"
 
 
 def test_an_item_that_is_killed_each_time_ate_all_memory(isolated: Isolated[str, object]) -> None:
-    guilty, neighbour = isolated.map(["killed", "a"])
-    assert code_of(guilty) == "memory_exceeded"
-    assert neighbour == "a"
+    assert outcome_of(isolated, "killed") == "memory_exceeded"
+    assert isolated.call("a") == "a"
 
 
 def test_survives_the_death_of_an_idle_child(isolated: Isolated[str, object]) -> None:
     pid = isolated.call("pid")
     assert isinstance(pid, int)
     os.kill(pid, signal.SIGKILL)
-    assert isolated.map(["a", "b"]) == ["a", "b"]
+    assert [isolated.call("a"), isolated.call("b")] == ["a", "b"]
 
 
 def test_children_are_replaced_after_so_many_calls() -> None:
@@ -159,15 +173,8 @@ def test_children_are_replaced_after_so_many_calls() -> None:
 
 def test_threads_share_it(isolated: Isolated[str, object]) -> None:
     items = ["crash" if number % 10 == 0 else str(number) for number in range(40)]
-
-    def outcome(item: str) -> object:
-        try:
-            return isolated.call(item)
-        except Rejected as error:
-            return error.code
-
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(outcome, items))
+        found = list(threads.map(lambda item: outcome_of(isolated, item), items))
     assert found == ["decoder_crashed" if item == "crash" else item for item in items]
 
 
@@ -180,45 +187,76 @@ def test_after_close_nothing_is_blamed_on_the_item() -> None:
     isolated.start()
     isolated.close()
     with pytest.raises(Unavailable):
-        isolated.map(["a"])
+        isolated.call("a")
+    with pytest.raises(Unavailable):
+        isolated.start()
 
 
-def test_close_ends_a_call_under_way() -> None:
+def test_close_ends_a_call_under_way_and_those_that_wait(tmp_path: Path) -> None:
     isolated = Isolated(native, deadline_seconds=60, memory_bytes=256 * MEBIBYTE)
     isolated.start()
-    with ThreadPoolExecutor(1) as threads:
-        hanging = threads.submit(isolated.call, "hang")
-        while isolated._pool is not None and not any(
-            task.started for task in isolated._pool._pool_manager.task_manager.tasks.values()
-        ):
+    marker = tmp_path / "marker"
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(isolated.call, f"hang {marker}") for _ in range(2)]
+        while not marker.exists():
             time.sleep(0.01)
         isolated.close()
-        with pytest.raises(Unavailable):
-            hanging.result(timeout=20)
+        for call in calls:
+            with pytest.raises(Unavailable):
+                call.result(timeout=20)
 
 
-# Its child is inside a call: an idle one sees that nobody is left to send it anything.
+def test_pictures_are_read_at_once_in_several_processes(tmp_path: Path) -> None:
+    # Each waits for the other one.
+    names = [f"meet {tmp_path} one two", f"meet {tmp_path} two one"]
+    with (
+        Isolated(native, deadline_seconds=20, memory_bytes=256 * MEBIBYTE, processes=2) as isolated,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        assert list(threads.map(isolated.call, names)) == names
+
+
+def test_a_child_that_does_not_start_is_no_fault_of_the_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A module that only this process has.
+    module = ModuleType("only_here")
+    exec("def function(item): return item", module.__dict__)
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    isolated: Isolated[str, str] = Isolated(module.function, deadline_seconds=5, memory_bytes=256 * MEBIBYTE)
+    with pytest.raises(Unavailable, match="did not start"):
+        isolated.call("a")
+    isolated.close()
+
+
+# One child is inside a call, which only its alarm ends; the idle one sees that nobody is left.
 PARENT = """
-import sys, threading, time
+import os, sys, threading, time
 from visionmesh.isolated import Isolated
-isolated = Isolated(time.sleep, deadline_seconds=2, memory_bytes=1 << 28)
-isolated.start()
-threading.Thread(target=isolated.call, args=(600,), daemon=True).start()
-manager = isolated._pool._pool_manager
-while not any(task.started for task in manager.task_manager.tasks.values()):
-    time.sleep(0.01)
-print(" ".join(map(str, manager.worker_manager.workers)), flush=True)
-sys.stdin.read()
+
+def pid_and_sleep(seconds):
+    print(os.getpid(), flush=True)
+    time.sleep(seconds)
+
+if __name__ == "__main__":
+    import parenting
+    idle, busy = [
+        Isolated(parenting.pid_and_sleep, deadline_seconds=2, memory_bytes=1 << 28) for _ in range(2)
+    ]
+    idle.call(0)
+    threading.Thread(target=busy.call, args=(600,), daemon=True).start()
+    sys.stdin.read()
 """
 
 
-def test_children_die_with_their_parent() -> None:
+def test_children_die_with_their_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parenting.py"
+    script.write_text(PARENT)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": path},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert parent.stdout is not None
-    children = [int(pid) for pid in parent.stdout.readline().split()]
-    assert children
+    children = [int(parent.stdout.readline()) for _ in range(2)]
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 20

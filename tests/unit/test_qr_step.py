@@ -15,7 +15,8 @@ import segno
 from PIL import Image
 from prometheus_client import REGISTRY
 
-from qr_decoder.reading import DOMAIN, Asked, Found, Reader, read_one
+from qr_decoder.reader import Reader
+from qr_decoder.reading import DOMAIN, Asked, Found, read_one
 from qr_decoder.step import make_step
 from visionmesh.contracts import ImageUploaded
 from visionmesh.errors import Rejected, Unavailable
