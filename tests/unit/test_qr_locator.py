@@ -154,6 +154,16 @@ def test_a_code_that_two_looks_show_is_given_once() -> None:
     assert confidences(QuadLocator("n", model).locate(LARGE)) == [0.7, 0.5]
 
 
+def test_a_part_of_a_code_is_no_code() -> None:
+    model = Looks({640: [(40, 30, 0.6), (200, 30, 0.5)], 256: [(8, 40, 0.7)]})
+    assert confidences(QuadLocator("n", model).locate(LARGE)) == [0.7, 0.5]
+
+
+def test_what_a_look_was_not_taught_to_see_does_not_count() -> None:
+    model = Looks({640: [(0, 300, 0.9), (310, 10, 0.8), (310, 100, 0.7)], 256: [(8, 40, 0.5)]})
+    assert confidences(QuadLocator("n", model).locate(LARGE)) == [0.7, 0.5]
+
+
 def test_a_locator_is_loaded_once_when_it_is_first_asked() -> None:
     loaded = []
 

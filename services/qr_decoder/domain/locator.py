@@ -43,6 +43,9 @@ CONFIDENCE: Final = 0.5
 # Of our own locators, whose maps are steeper: at 0.4 none of the pictures without codes gives a place.
 QUAD_CONFIDENCE: Final = 0.4
 _OVERLAP: Final = 0.3
+# The share of a place in another one from which one of them is no code: what one look or tile takes for a
+# code can be a part of one that the other shows whole.
+_WITHIN: Final = 0.8
 _SIDE: Final = 640
 _LETTERBOX: Final = 114
 
@@ -150,6 +153,8 @@ class QuadLocator:
     _detailed: Final = 1920
     # Pixels a side in the first look.
     _small: Final = 60
+    # Pixels a side in any look that a code may have there: what its cells were taught to see.
+    _sides: Final = (16.0, 280.0)
     # Of what is not sure: the least confidence as a share of the one that is asked for, and how many.
     _doubtful: Final = 0.5
     _doubts: Final = 3
@@ -184,10 +189,11 @@ class QuadLocator:
         bottom, right = -grey.shape[0] % 32, -grey.shape[1] % 32
         grey = cv2.copyMakeBorder(grey, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
         quads, scores = self._session.run(["quads", "scores"], {"picture": grey[None]})
+        least, most = self._sides
         return [
             Located(((quad + 0.5) / factor - 0.5).astype(np.float32), float(score))
             for quad, score in zip(quads, scores, strict=True)
-            if score >= self._confidence * self._doubtful
+            if score >= self._confidence * self._doubtful and least**2 <= cv2.contourArea(quad) <= most**2
         ]
 
 
@@ -256,14 +262,17 @@ def _decoded(outputs: list[NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[
 
 
 def _each_once(found: list[Located]) -> list[Located]:
-    """The surest of places that overlap, the surest first."""
+    """The surest of places that overlap or lie in one another, the surest first."""
     boxes = np.array([(*each.corners.min(axis=0), *each.corners.max(axis=0)) for each in found])
-    kept = _suppressed(boxes.reshape(-1, 4), np.array([each.confidence for each in found]))
+    kept = _suppressed(boxes.reshape(-1, 4), np.array([each.confidence for each in found]), _WITHIN)
     return [found[n] for n in kept]
 
 
-def _suppressed(boxes: NDArray[Any], scores: NDArray[Any]) -> list[int]:
-    """Non-maximum suppression: the surest of boxes (x0, y0, x1, y1) that overlap."""
+def _suppressed(boxes: NDArray[Any], scores: NDArray[Any], within: float = 1.0) -> list[int]:
+    """Non-maximum suppression: the surest of boxes (x0, y0, x1, y1) that overlap.
+
+    within: the share of the smaller box in the larger one above which they do so in any case.
+    """
     kept: list[int] = []
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     for n in np.argsort(-scores, kind="stable").tolist():
@@ -271,7 +280,8 @@ def _suppressed(boxes: NDArray[Any], scores: NDArray[Any]) -> list[int]:
             width = min(boxes[n, 2], boxes[other, 2]) - max(boxes[n, 0], boxes[other, 0])
             height = min(boxes[n, 3], boxes[other, 3]) - max(boxes[n, 1], boxes[other, 1])
             common = max(width, 0.0) * max(height, 0.0)
-            if common > _OVERLAP * (area[n] + area[other] - common):
+            union = area[n] + area[other] - common
+            if common > min(_OVERLAP * union, within * min(area[n], area[other])):
                 break
         else:
             kept.append(n)
