@@ -19,17 +19,14 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
-import pillow_heif
 from numpy.typing import NDArray
 from PIL import Image
 
 from visionmesh.errors import Rejected
-
-# HEIF is what phones store. Its embedded thumbnails may differ from the picture, so they are not used.
-pillow_heif.register_heif_opener(thumbnails=False)
 
 
 @dataclass(frozen=True)
@@ -202,6 +199,8 @@ def _opened(data: bytes, limits: Limits) -> Iterator[Image.Image]:
         raise Rejected("not_an_image", "The file does not begin like any known picture format.")
     if name not in _PLUGINS:
         raise Rejected("unsupported_media_type", f"The file is {name}; accepted are {', '.join(_PLUGINS)}.")
+    if name == "image/heif":
+        _learn_heif()
     try:
         with Image.open(io.BytesIO(data), formats=_PLUGINS[name]) as image:
             width, height = image.size
@@ -215,6 +214,15 @@ def _opened(data: bytes, limits: Limits) -> Iterator[Image.Image]:
     # Decoders raise whatever their author thought of: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
         raise _broken(name, error) from error
+
+
+@cache
+def _learn_heif() -> None:
+    """HEIF is what phones store; most processes never see it, and its codecs take 5 MiB."""
+    import pillow_heif
+
+    # Its embedded thumbnails may differ from the picture.
+    pillow_heif.register_heif_opener(thumbnails=False)
 
 
 def _too_many_pixels(found: str, limits: Limits) -> Rejected:

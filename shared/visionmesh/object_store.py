@@ -16,6 +16,9 @@ from datetime import datetime
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Final, Protocol, Self, cast
 
+import visionmesh.lean_minio  # noqa: F401 - before anything else imports minio
+
+# isort: split
 import urllib3
 from minio import Minio
 from minio.credentials.credentials import Credentials

@@ -1,0 +1,33 @@
+"""What a process loads, since each module that it does not need is memory that it keeps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def loaded_by(program: str) -> set[str]:
+    """The modules of a new interpreter after it ran a program."""
+    program = f"import sys; sys.path[:] = {sys.path!r}; {program}; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(ended.stdout.split())
+
+
+def test_the_object_store_loads_no_cryptography_of_the_admin_interface() -> None:
+    assert {"Crypto", "argon2", "minio.minioadmin"}.isdisjoint(loaded_by("import visionmesh.object_store"))
+
+
+def test_the_admin_interface_is_there_for_who_asks_for_it() -> None:
+    loaded = loaded_by("import visionmesh.object_store; from minio.minioadmin import MinioAdmin")
+    assert "Crypto" in loaded
+
+
+def test_pictures_load_no_codecs_of_heif() -> None:
+    assert "pillow_heif" not in loaded_by("import visionmesh.images")
+
+
+@pytest.mark.parametrize("module", ["numpy", "cv2", "PIL", "zxingcpp", "onnxruntime"])
+def test_the_process_of_the_qr_decoder_loads_no_decoder(module: str) -> None:
+    assert module not in loaded_by("import qr_decoder.__main__")
