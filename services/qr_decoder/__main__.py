@@ -13,7 +13,7 @@ from typing import Final
 from qr_decoder import weights
 from qr_decoder.http import make_app
 from qr_decoder.reader import Reader
-from qr_decoder.reading import DOMAIN, Asked, Found, read_one
+from qr_decoder.reading import DOMAIN, ULTRALIGHT, ULTRALIGHT_DOMAIN, Asked, Found, read_one
 from qr_decoder.step import make_step
 from visionmesh.database import Database
 from visionmesh.isolated import Isolated
@@ -58,9 +58,9 @@ class _Engine:
 
 
 def _cascade(settings: Settings) -> _Engine:
-    return _Engine(
-        read_one, settings.models_dir, settings.qr_profile, (DOMAIN,), settings.isolated_memory_bytes
-    )
+    profile = settings.qr_profile
+    preload = (ULTRALIGHT_DOMAIN if profile == ULTRALIGHT else DOMAIN,)
+    return _Engine(read_one, settings.models_dir, profile, preload, settings.isolated_memory_bytes)
 
 
 def _qreader(settings: Settings) -> _Engine:

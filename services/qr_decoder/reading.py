@@ -5,6 +5,7 @@ A child has the decoders from its start (`DOMAIN`), and nothing of the service.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,10 @@ from visionmesh.qr_code import QrCode
 if TYPE_CHECKING:
     from qr_decoder.domain import Locator
 
-DOMAIN: Final = "qr_decoder.domain"
+# What a child has from its start: the modules of the cascade, or of the profile that does with less.
+DOMAIN: Final = "qr_decoder.domain.cascade"
+ULTRALIGHT: Final = "ultralight"
+ULTRALIGHT_DOMAIN: Final = "qr_decoder.domain.ultralight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,30 +61,29 @@ def read_one(asked: Asked) -> Found:
     Raises `Rejected` with a code of `visionmesh.images`, `unknown_profile`, and `profile_unavailable` when a
     decoder that the profile names is not installed.
     """
-    import cv2
-
     from qr_decoder import domain
 
-    # Replicas share the cores; a thread of OpenCV's own that waits for its turn holds up its picture.
-    cv2.setNumThreads(1)
+    # The profile `ultralight` loads no OpenCV, and needs nothing of what does.
+    light = asked.profile == ULTRALIGHT
+    if not light:
+        _to_one_thread()
     try:
         result = domain.decode(
             asked.data,
             profile=asked.profile,
             budget_ms=asked.budget_ms,
-            locators=_locators(asked.models_dir),
+            locators=None if light else _locators(asked.models_dir),
         )
-    except domain.UnknownLevelError as error:
-        raise Rejected("unknown_profile", str(error)) from error
-    except cv2.error as error:
-        # OpenCV has a name of its own for it.
-        if error.code == cv2.Error.StsNoMem:
-            raise MemoryError from error
-        raise
     except ImportError as error:
         raise Rejected(
             "profile_unavailable", f"A decoder of profile {asked.profile!r} is not installed here: {error}."
         ) from error
+    except Exception as error:
+        if _is_lack_of_memory(error):
+            raise MemoryError from error
+        if not light and isinstance(error, domain.UnknownLevelError):
+            raise Rejected("unknown_profile", str(error)) from error
+        raise
     return Found(
         codes=result.codes,
         truncated=result.truncated,
@@ -88,6 +91,20 @@ def read_one(asked: Asked) -> Found:
         width=result.width,
         height=result.height,
     )
+
+
+@cache
+def _to_one_thread() -> None:
+    """Replicas share the cores; a thread of OpenCV's own that waits for its turn holds up its picture."""
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """OpenCV has a name of its own for it."""
+    cv2 = sys.modules.get("cv2")
+    return cv2 is not None and isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
 
 
 @cache

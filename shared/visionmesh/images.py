@@ -172,6 +172,11 @@ def decode_grey(data: bytes, *, limits: Limits = LIMITS) -> NDArray[np.uint8]:
         return np.asarray(whole if whole.mode == "L" else _flat_rgb(whole).convert("L"))
 
 
+def grey(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Brightness (ITU-R BT.601), uint8 [height, width], of a decoded picture; one that is grey as it is."""
+    return picture if picture.ndim == 2 else np.asarray(Image.fromarray(picture).convert("L"))
+
+
 def decode_to(data: bytes, size: int, *, limits: Limits = LIMITS) -> NDArray[np.uint8]:
     """The picture as a square thumbnail, uint8 [size, size, 3], upright RGB. Raises `Rejected`.
 

@@ -10,7 +10,7 @@ import pytest
 
 def loaded_by(program: str) -> set[str]:
     """The modules of a new interpreter after it ran a program."""
-    program = f"import sys; sys.path[:] = {sys.path!r}; {program}; print(*sys.modules)"
+    program = f"import sys; sys.path[:] = {sys.path!r}\n{program}\nprint(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(ended.stdout.split())
 
@@ -31,3 +31,34 @@ def test_pictures_load_no_codecs_of_heif() -> None:
 @pytest.mark.parametrize("module", ["numpy", "cv2", "PIL", "zxingcpp", "onnxruntime"])
 def test_the_process_of_the_qr_decoder_loads_no_decoder(module: str) -> None:
     assert module not in loaded_by("import qr_decoder.__main__")
+
+
+def test_ultralight_reads_without_opencv() -> None:
+    program = """
+import io, pathlib, segno
+from qr_decoder.reading import Asked, read_one
+file = io.BytesIO()
+segno.make("no OpenCV", micro=False).save(file, kind="png", scale=4)
+found = read_one(Asked(file.getvalue(), "ultralight", 2000, pathlib.Path("/nowhere")))
+assert [code.content for code in found.codes] == ["no OpenCV"], found
+"""
+    loaded = loaded_by(program)
+    assert "pyzbar" in loaded
+    assert {"cv2", "onnxruntime"}.isdisjoint(loaded)
+
+
+def test_the_domain_has_what_it_names() -> None:
+    from qr_decoder import domain
+
+    assert all(getattr(domain, name) is not None for name in domain.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        domain.nothing  # noqa: B018
+
+
+def test_ultralight_has_the_levels_of_the_cascade() -> None:
+    from qr_decoder import domain
+    from qr_decoder.domain import ultralight
+
+    assert {name: number for name, (number, _) in ultralight.LEVELS.items()} == {
+        name: domain.NUMBERS[name] for name in domain.PROFILES["ultralight"]
+    }

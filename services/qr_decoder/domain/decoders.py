@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final
 
 import cv2
 import numpy as np
 import zxingcpp
 
 from qr_decoder.domain import grid, symbol
+from qr_decoder.domain.barcodes import corners_of, reading_of, same_text
 from qr_decoder.domain.codes import Grey, Quad, Reading
 from qr_decoder.domain.finders import Triple
 from qr_decoder.domain.transforms import rectified
-from visionmesh.qr_code import Place, Symbology
+from visionmesh.qr_code import Symbology
 
 _SYMBOLOGIES: Final[dict[zxingcpp.BarcodeFormat, Symbology]] = {
     zxingcpp.BarcodeFormat.QRCode: "qr",
@@ -75,39 +76,10 @@ def zxing(grey: Grey, binarizer: str = "local") -> Seen:
         if symbology is None:
             continue
         if barcode.valid:
-            readings.append(_reading(barcode, _corners(barcode), "zxing", symbology))
-        elif symbology == "qr" and cv2.contourArea(_corners(barcode)) >= _LEAST_AREA:
-            unread.append(_corners(barcode))
+            readings.append(reading_of(barcode, corners_of(barcode), "zxing", symbology))
+        elif symbology == "qr" and cv2.contourArea(corners_of(barcode)) >= _LEAST_AREA:
+            unread.append(corners_of(barcode))
     return Seen(tuple(readings), tuple(unread))
-
-
-def _corners(barcode: zxingcpp.Barcode) -> Quad:
-    at = barcode.position
-    points = (at.top_left, at.top_right, at.bottom_right, at.bottom_left)
-    return np.array([(point.x, point.y) for point in points], np.float32)
-
-
-def _reading(barcode: zxingcpp.Barcode, corners: Quad, decoder: str, symbology: Symbology) -> Reading:
-    return Reading(
-        content=barcode.text,
-        data=bytes(barcode.bytes),
-        corners=corners,
-        decoder=decoder,
-        symbology=symbology,
-        unused=float(_extra(barcode).get("UEC", 0.0)),
-        sequence=_sequence(barcode) if symbology == "qr" else None,
-    )
-
-
-def _extra(barcode: zxingcpp.Barcode) -> dict[str, Any]:
-    """What zxing-cpp knows besides; UEC is the share of the error correction that was not used."""
-    return cast(dict[str, Any], barcode.extra)
-
-
-def _sequence(barcode: zxingcpp.Barcode) -> Place | None:
-    """zxing-cpp joins nothing and keeps to itself which part of a message it read: the modules tell it."""
-    modules = np.asarray(barcode.to_image(scale=1, add_quiet_zones=False)) < 128
-    return symbol.sequence_of(modules)
 
 
 def from_symbol(found: grid.Sampled, decoder: str) -> Reading | None:
@@ -193,17 +165,13 @@ def zbar(grey: Grey) -> Seen:
         if quad is None:
             continue
         reading = located(grey, quad)
-        if reading is not None and _same_text(reading.content, each.data):
+        if reading is not None and same_text(reading.content, each.data):
             readings.append(
                 Reading(reading.content, reading.data, reading.corners, "zbar", "qr", reading.unused)
             )
         else:
             unread.append(quad)
     return Seen(tuple(readings), tuple(unread))
-
-
-def _same_text(content: str, data: bytes) -> bool:
-    return content.encode() == data or content.encode("latin-1", "replace") == data
 
 
 def _four(polygon: Quad) -> Quad | None:
