@@ -66,19 +66,41 @@ def test_more_than_the_redundancy_is_not_guessed_at() -> None:
 
 def test_noise_never_passes() -> None:
     generator = np.random.default_rng(7)
-    for _ in range(300):
+    for _ in range(100):
         size = symbol.size_of(int(generator.integers(1, 8)))
         noise = generator.random((size, size)) < 0.5
         sureness = generator.exponential(1.0, (size, size)).astype(np.float32)
         assert symbol.recovered(noise, sureness) is None
 
 
-def test_what_contradicts_sure_bits_is_not_taken() -> None:
-    """A word of the code that is far from what was seen fits the equations, but not the picture."""
-    generator = np.random.default_rng(2)
-    seen = generator.random(8 * 20) < 0.5
-    sureness = generator.uniform(1, 1.001, 8 * 20).astype(np.float32)
-    assert bits.corrected(seen, sureness, 18) is None
+def test_a_word_is_chance_or_right_by_how_sure_the_bits_are_that_it_contradicts() -> None:
+    """Of 80 equations 60 are spent on unknown bits: the others alone are no proof."""
+    unknown = np.random.default_rng(3).permutation(8 * 26)[:60]
+    # Nothing but zeros is a word of the code.
+    wrong = np.zeros(8 * 26, bool)
+    wrong[unknown[:20]] = True
+    sureness = np.full(8 * 26, 3, np.float32)
+    sureness[unknown[:20]], sureness[unknown[20:]] = 0.05, 0.5
+    found = bits.corrected(wrong, sureness, 10)
+    assert found is not None
+    assert (found == wrong).all()
+    sureness[unknown[:20]], sureness[unknown[20:]] = 0.5, 0.05
+    assert bits.corrected(wrong, sureness, 10) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_few_bits_that_only_seem_sure_are_looked_for(count: int) -> None:
+    generator = np.random.default_rng(5)
+    unknown = generator.permutation(8 * 40)
+    wrong = np.zeros(8 * 40, bool)
+    wrong[unknown[:60]] = generator.random(60) < 0.5
+    sureness = np.where(np.isin(np.arange(8 * 40), unknown[:80]), 0.1, 3).astype(np.float32)
+    # They are among the least sure of what isn't solved for.
+    wrong[unknown[100 : 100 + count]] = True
+    sureness[unknown[100:140]] = 2.5
+    found = bits.corrected(wrong, sureness, 20)
+    assert found is not None
+    assert (found == wrong).all()
 
 
 def test_a_block_without_errors_has_none() -> None:

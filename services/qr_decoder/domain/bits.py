@@ -6,15 +6,18 @@ costs one of them. So the least sure bits are solved for (ordered statistics dec
 1995), and what is left over of the equations proves the rest, of which up to two bits may be wrong still.
 With 60 % of a symbol of level H unknown that is enough; codewords could be lost in about half as many places.
 
-**What is trusted.** At least 32 equations of every block are never spent: bits are solved for until 64, 48
-or 32 equations are left, and one or two wrong bits are looked for among the others only while there are at
-most 2 ** (left - 32) ways to choose them. So noise passes a block once in 2 ** 32 attempts, as it does where
-`symbol.SPARE` codewords are kept. What passes may contradict at most 12 % of all sureness.
+**What is trusted.** A wrong word of the code passes for what was seen only by chance, and a block is taken
+only when that chance is at most 1 in 2 ** 32, as where `symbol.SPARE` codewords are kept. Each equation left
+over halves it; each doubling of the sets of wrong bits that were tried doubles it; and a wrong word would
+contradict half of the bits that were solved for, so that one which contradicts few of them, and not the sure
+ones, is the less likely to be chance, by Hoeffding's inequality.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
+from math import comb, log, log2
 from typing import Final
 
 import numpy as np
@@ -22,15 +25,23 @@ from numpy.typing import NDArray
 
 Bits = NDArray[np.bool_]
 
-# Equations that are left to prove the bits that are not solved for, the most first. A set of wrong bits fits
-# k equations by chance once in 2 ** k.
-_LEFT: Final = (64, 48, 32)
+# Halvings of the chance that a block is not what it is taken for.
+_PROOF: Final = 32.0
 
-# As many of them are proof, whatever was tried: as much as four codewords are for a correction by codewords.
-_PROOF: Final = 32
+# Equations that are left over when wrong bits are looked for among those that were not solved for, the most
+# first: at most 64, so that an unknown's part in all of them is one number.
+_LEFT: Final = (64, 48, 40, 32, 24, 16)
+
+# Wrong bits that are looked for at most, and the unsurest bits among which three and four are: more cost time
+# and tries, and find no more.
+_MOST_WRONG: Final = 4
+_WINDOW: Final = 96
+
+# No more of the proof than this is expected of what a word contradicts.
+_SOFT: Final = 16.0
 
 # The share of all sureness that a correction may contradict. Symbols that were read with 40 % of their area
-# spoilt contradicted 6 %; what fits by chance contradicts half of what was solved for.
+# spoilt contradicted 6 %.
 _CONTRADICTED: Final = 0.12
 
 
@@ -45,15 +56,34 @@ def corrected(bits: Bits, sureness: NDArray[np.float32], correction: int) -> Bit
     if not syndrome.any():
         return np.zeros_like(bits)
     order = np.argsort(sureness, kind="stable")
+    sorted_sureness = sureness[order].astype(np.float64)
+    most = _CONTRADICTED * sorted_sureness.sum()
     equations = _Equations(checks[:, order], syndrome)
     for left in _LEFT:
-        if equations.solve_down_to(left):
-            wrong = _few(*equations.left())
-            if wrong is not None:
-                found = np.zeros_like(bits)
-                found[order] = equations.solution(wrong)
-                return found if sureness[found].sum() <= _CONTRADICTED * sureness.sum() else None
+        if not equations.solve_down_to(left):
+            continue
+        for wrong, doublings in _few(*equations.left(), left - _PROOF + _SOFT):
+            found = equations.solution(wrong)
+            proof = left - doublings + _soft_proof(sorted_sureness, found, equations.solved)
+            if proof >= _PROOF and sorted_sureness[found].sum() <= most:
+                result = np.zeros_like(bits)
+                result[order] = found
+                return result
     return None
+
+
+def _soft_proof(sureness: NDArray[np.float64], wrong: Bits, solved: list[int]) -> float:
+    """How unlikely it is that a random word contradicts so little of what was solved for, as halvings.
+
+    Hoeffding (1963): a sum of independent s or 0, each as likely, is below its mean by d at most once in
+    exp(2 d ** 2 / sum of s ** 2).
+    """
+    each = sureness[solved]
+    below = each.sum() / 2 - each[wrong[solved]].sum()
+    squares = float((each * each).sum())
+    if below <= 0 or squares == 0:
+        return 0.0
+    return float(2 * below * below / squares / log(2))
 
 
 @lru_cache(maxsize=32)
@@ -80,13 +110,13 @@ class _Equations:
         self._rows = np.ascontiguousarray(np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))))
         self._words = self._rows.view(np.uint64)
         self._next = 0
-        self._solved: list[int] = []
+        self.solved: list[int] = []
 
     def solve_down_to(self, left: int) -> bool:
         """Solves until so many equations are left over; False when there are not as many to begin with."""
-        if len(self._rows) - len(self._solved) < left:
+        if len(self._rows) - len(self.solved) < left:
             return False
-        while len(self._rows) - len(self._solved) > left:
+        while len(self._rows) - len(self.solved) > left:
             if self._next == self._columns:
                 return False
             self._solve_for(self._next)
@@ -95,7 +125,7 @@ class _Equations:
 
     def _solve_for(self, column: int) -> None:
         has = self._rows[:, column >> 3] >> (7 - (column & 7)) & 1 > 0
-        rank = len(self._solved)
+        rank = len(self.solved)
         usable = np.flatnonzero(has[rank:])
         if not len(usable):
             return
@@ -104,45 +134,81 @@ class _Equations:
         has[[rank, row]] = has[[row, rank]]
         has[rank] = False
         self._words[has] ^= self._words[rank]
-        self._solved.append(column)
+        self.solved.append(column)
 
     def _bits(self, rows: slice) -> Bits:
         return np.unpackbits(self._rows[rows], axis=1)[:, : self._columns + 1] > 0
 
     def left(self) -> tuple[Bits, Bits]:
         """The equations left over, bool [M, columns], and their right sides, bool [M]."""
-        rows = self._bits(slice(len(self._solved), None))
+        rows = self._bits(slice(len(self.solved), None))
         return rows[:, :-1], rows[:, -1]
 
     def solution(self, wrong: list[int]) -> Bits:
         """All wrong bits, from those among the ones that were not solved for."""
-        rows = self._bits(slice(len(self._solved)))
+        rows = self._bits(slice(len(self.solved)))
         found = np.zeros(self._columns, bool)
         found[wrong] = True
-        found[self._solved] = rows[:, -1] ^ (rows[:, wrong].sum(axis=1) % 2 > 0)
+        found[self.solved] = rows[:, -1] ^ (rows[:, wrong].sum(axis=1) % 2 > 0)
         return found
 
 
-def _few(left: Bits, right: Bits) -> list[int] | None:
-    """At most two wrong bits that explain the right sides, as columns; None when there are none."""
+def _few(left: Bits, right: Bits, most_doublings: float) -> Iterator[tuple[list[int], float]]:
+    """Sets of few wrong bits that explain the right sides, as columns, with how many sets were tried by then.
+
+    The number of sets is given as its logarithm to base 2, at most `most_doublings`.
+    """
     if not right.any():
-        return []
-    # At most 64 equations: an unknown's part in all of them is one number.
+        yield [], 0.0
     worth = np.uint64(1) << np.arange(len(left), dtype=np.uint64)
     columns = (left.T * worth).sum(axis=1, dtype=np.uint64)
     wanted = (right * worth).sum(dtype=np.uint64)
-    # Those that were solved for have no part left.
-    tried = np.flatnonzero(columns)
-    order = tried[np.argsort(columns[tried], kind="stable")]
-    ordered = columns[order]
-    spare = 2.0 ** (len(left) - _PROOF)
-    for partners, candidates in ((np.zeros(1, np.uint64), len(tried)), (columns[tried], len(tried) ** 2 / 2)):
-        if candidates > spare:
-            return None
-        sought = wanted ^ partners
-        at = np.minimum(np.searchsorted(ordered, sought), len(ordered) - 1)
-        hits = np.flatnonzero(ordered[at] == sought)
-        if len(hits):
-            first = int(order[at[hits[0]]])
-            return [first] if len(partners) == 1 else [first, int(tried[hits[0]])]
-    return None
+    # Those that were solved for have no part left. The others are in order of their sureness.
+    among = np.flatnonzero(columns)
+    single = _Sums(columns[among], among[:, None])
+    tried = 1.0
+    pairs: _Sums | None = None
+    for count in range(1, _MOST_WRONG + 1):
+        tried += comb(len(among) if count < 3 else min(len(among), _WINDOW), count)
+        if log2(tried) > most_doublings:
+            return
+        if count == 3:
+            pairs = _pairs(columns, among[:_WINDOW])
+        if count == 1:
+            found = single.that_make(wanted)
+        elif count == 2:
+            found = single.with_one_of(single, wanted)
+        else:
+            assert pairs is not None
+            found = pairs.with_one_of(single if count == 3 else pairs, wanted)
+        for wrong in found:
+            if len(set(wrong)) == count:
+                yield wrong, log2(tried)
+
+
+class _Sums:
+    """Sums of columns, to be looked up. values: uint64 [M]. members: intp [M, K], the columns of each."""
+
+    def __init__(self, values: NDArray[np.uint64], members: NDArray[np.intp]) -> None:
+        order = np.argsort(values)
+        self._values = values[order]
+        self._members = members[order]
+
+    def that_make(self, wanted: np.uint64) -> Iterator[list[int]]:
+        begin, end = (int(np.searchsorted(self._values, wanted, side)) for side in ("left", "right"))
+        yield from self._members[begin:end].tolist()
+
+    def with_one_of(self, others: _Sums, wanted: np.uint64) -> Iterator[list[int]]:
+        """Those that make what is wanted together with one of others."""
+        if not len(others._values):
+            return
+        sought = self._values ^ wanted
+        at = np.minimum(np.searchsorted(others._values, sought), len(others._values) - 1)
+        for hit in np.flatnonzero(others._values[at] == sought):
+            yield [*self._members[hit].tolist(), *others._members[at[hit]].tolist()]
+
+
+def _pairs(columns: NDArray[np.uint64], among: NDArray[np.intp]) -> _Sums:
+    first, second = np.triu_indices(len(among), 1)
+    first, second = among[first], among[second]
+    return _Sums(columns[first] ^ columns[second], np.stack([first, second], 1))
