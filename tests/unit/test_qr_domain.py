@@ -213,6 +213,45 @@ def test_it_stops_at_the_first_level_when_nothing_speaks_for_more() -> None:
     assert domain.read(make("one code")).levels == ("reduced", "whole")
 
 
+def dim(code: Grey, noise: float) -> Grey:
+    """A code by night: its light modules are a few levels of grey above its dark ones."""
+    picture = on_ground(code, 500, 500, 100, 100) * 0.03 + 4
+    return np.clip(picture + np.random.default_rng(3).normal(0, noise, picture.shape), 0, 255).astype(
+        np.uint8
+    )
+
+
+def test_a_dark_code_is_read_by_the_logarithms_of_its_tones() -> None:
+    (found,) = domain.read(dim(make("by night"), 0.5)).codes
+    assert (found.content, found.level, found.preprocessing) == ("by night", "dark", "logarithms")
+
+
+def test_a_dark_code_is_looked_for_beside_a_light_one_that_was_read() -> None:
+    picture = np.hstack([dim(make("by night"), 0.5), np.full((500, 400), 10, np.uint8)])
+    picture[150:324, 600:774] = make("under a lamp")
+    assert sorted(contents(picture)) == ["by night", "under a lamp"]
+
+
+def test_a_picture_that_is_not_dark_is_not_looked_at_as_one() -> None:
+    picture = on_ground(make("by day"), 500, 500, 100, 100)
+    assert contents(picture, "dark") == []
+    assert "dark" not in domain.read(picture).levels
+
+
+def test_triples_are_followed_until_so_many_in_a_row_were_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def in_vain(*_: object) -> None:
+        tried.append(1)
+
+    monkeypatch.setattr(decoders, "sampler", in_vain)
+    sheet = np.hstack([np.vstack([make("one of many")] * 3)] * 3)
+    scene = cascade.Scene(sheet)
+    assert len(scene.open_triples(scene.all_finders)) > 20
+    assert domain.read(sheet, profile="grid").codes == ()
+    assert len(tried) == 12
+
+
 def test_levels_are_chosen_by_name_and_an_unknown_one_is_an_error() -> None:
     assert domain.levels_of("clahe, upscale") == ("clahe", "upscale")
     with pytest.raises(domain.UnknownLevelError, match="no profile or level 'magic'"):
@@ -223,7 +262,7 @@ def test_level_numbers_are_stored_and_must_not_change() -> None:
     first = ("reduced", "whole", "grid", "located", "histogram", "grid-whole")
     assert [domain.NUMBERS[name] for name in first] == [1, 2, 3, 4, 5, 6]
     assert [domain.NUMBERS[f"locator-{size}"] for size in "nsml"] == [7, 8, 9, 10]
-    assert domain.NUMBERS["worn"] == 42
+    assert (domain.NUMBERS["worn"], domain.NUMBERS["dark"]) == (42, 43)
 
 
 @pytest.mark.parametrize("name", transforms.STRATEGIES)

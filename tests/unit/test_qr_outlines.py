@@ -1,4 +1,4 @@
-"""Codes found by their outline, and the orientation and version of what is found."""
+"""Codes found by their outline or two finder patterns, and the orientation and version of what is found."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import segno
 from numpy.typing import NDArray
 
 from qr_decoder import domain
-from qr_decoder.domain import grid
+from qr_decoder.domain import cascade, finders, grid
 from qr_decoder.domain.outlines import outlines
 
 Grey = NDArray[np.uint8]
@@ -109,3 +109,48 @@ def test_a_large_picture_is_looked_at_reduced() -> None:
     large = cv2.resize(picture, None, fx=3, fy=3, interpolation=cv2.INTER_LINEAR)
     (found,) = domain.read(large, profile="worn").codes
     assert np.abs(np.array(found.corners) - (corners * 3 + 1)).max() < 18
+
+
+def without_a_finder(number: int) -> Grey:
+    """A code of which one finder pattern, of three, is under glare that runs into the paper around it."""
+    code = drawn("two of three", 4)
+    size = len(code)
+    centre = ((28, 28), (size - 28, 28), (28, size - 28))[number]
+    cv2.circle(code, centre, 44, 230, -1)
+    return code
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_two_finder_patterns_tell_where_a_code_may_lie(number: int) -> None:
+    picture, corners = laid(without_a_finder(number), CORNERS)
+    seen = finders.find_finders(picture)
+    assert not finders.triples(seen, 1)
+    found = finders.pairs(seen, 8)
+    module = 285 / 33
+    best = min(found, key=lambda pair: nearest(pair.outline, corners))
+    # As if there were no perspective; what is found there is fitted afterwards.
+    assert nearest(best.outline, corners) < 5 * module
+    assert best.sizes[0] < 33 < best.sizes[1]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_code_of_two_finder_patterns_is_read_without_its_outline(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, corners = laid(without_a_finder(number), CORNERS)
+    monkeypatch.setattr(cascade, "outlines", lambda _: [])
+    others = ",".join(name for name in domain.PROFILES["light"] if name != "worn")
+    assert domain.read(picture, profile=others).codes == ()
+    (found,) = domain.read(picture, profile="light").codes
+    assert (found.content, found.level) == ("two of three", "worn")
+    # The corner that nothing is left of is good to a module and a half.
+    assert np.abs(np.array(found.corners) - corners).max() < 1.5 * 285 / 33
+
+
+def test_patterns_of_different_size_are_no_pair() -> None:
+    small, large = drawn("small", 1), drawn("large", 1)
+    picture = np.full((900, 1200), 230, np.uint8)
+    picture[50 : 50 + len(small) // 2, 50 : 50 + len(small) // 2] = small[::2, ::2]
+    picture[500 : 500 + len(large), 700 : 700 + len(large)] = large
+    for pair in finders.pairs(finders.find_finders(picture), 99):
+        assert (pair.outline[:, 0] < 600).all() or (pair.outline[:, 0] > 400).all()

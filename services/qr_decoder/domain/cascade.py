@@ -6,10 +6,13 @@ which levels are tried, in which order; `LEVELS` gives each its number, which is
 **When it stops.** With nothing read, every level of the profile is tried. Once a code has been read, a level
 is tried only for a sign of another code: `whole` when a code that was read is small in the reduced picture,
 or when there are, outside of all codes read, two finder patterns of one size or a place where a decoder saw a
-code that it could not correct; `grid` for three finder patterns out there that fit together and have timing
-patterns between them; `clahe` for a place where a code was seen; the others are not. Nothing is when the
-codes read fill most of the picture. A picture that shows more codes than it gives signs of is not searched
-further: that is the price for not spending the whole budget on every picture with one code.
+code that it could not correct; `dark` when the picture is dark, where codes give no sign; `grid` for three
+finder patterns out there that fit together and have timing patterns between them; `equalize` and `clahe` for
+a place where a code was seen; the others are not. Nothing is when the codes read fill most of the picture. A
+picture that shows more codes than it gives signs of is not searched further: that is the price for not
+spending the whole budget on every picture with one code.
+
+Within `grid` the likeliest places come first, and it ends when so many of them in a row were in vain.
 
 The budget is looked at between attempts. An attempt is never broken off, so that a reading can come late by
 one attempt; whoever needs a hard limit runs this in a child process.
@@ -33,17 +36,19 @@ from numpy.typing import NDArray
 
 from qr_decoder.domain import decoders, grid
 from qr_decoder.domain.codes import Grey, Quad, Reading, Result, confidence, joined
-from qr_decoder.domain.finders import Finder, Triple, find_finders, merged, triples
+from qr_decoder.domain.finders import Finder, Triple, find_finders, merged, pairs, triples
 from qr_decoder.domain.locator import Locator
 from qr_decoder.domain.outlines import outlines
-from qr_decoder.domain.transforms import STRATEGIES, Variant, raw, reduced
+from qr_decoder.domain.transforms import STRATEGIES, Variant, logarithms, raw, reduced
 from visionmesh.qr_code import QrCode
 
 # Milliseconds; `?budget_ms=` of the service.
 BUDGET: Final = 2000.0
 
-# Triples that are followed; a picture of texture has hundreds.
+# Triples that are kept, and how many are followed in vain one after the other; a picture of texture has
+# hundreds. Of the codes of all our pictures, none was read from a triple after the third in vain.
 _TRIPLES: Final = 60
+_VAIN: Final = 12
 
 # The share of the picture that codes take when nobody would have laid others beside them.
 _FILLED: Final = 0.4
@@ -64,9 +69,15 @@ _SMALL: Final = 60
 # How much more than the outline of a triple is cut out around it, as a factor: perspective moves its corners.
 _AROUND: Final = 1.5
 
-# Of codes that are found by their outline: how many frames are tried, and what one must be worth.
+# Of codes that are found by their outline or by pairs of finder patterns: how many frames are tried, and what
+# one must be worth; how many places pairs may name.
 _WORN_FRAMES: Final = 4
+_PAIRS: Final = 8
 _WORN_WORTH: Final = 1.15
+
+# Below this median a picture is dark; of every so many pixels one is looked at, in both directions.
+_DARK: Final = 48.0
+_COARSE: Final = 8
 
 # Two finder patterns that differ more in size are hardly of one code.
 _PAIR: Final = 1.5
@@ -120,6 +131,11 @@ class Scene:
         """Whether the codes read leave little room for others."""
         area = sum(float(cv2.contourArea(quad)) for quad in self.read)
         return area > _FILLED * self.grey.size
+
+    @cached_property
+    def dark(self) -> bool:
+        """Whether half of the picture is so dark that a decoder takes the steps in it for noise."""
+        return float(np.median(self.reduced.grey[::_COARSE, ::_COARSE])) < _DARK
 
     @cached_property
     def finders(self) -> list[Finder]:
@@ -226,6 +242,12 @@ def _strategy(strategy: str, decoder: str, scene: Scene) -> Iterator[Attempt | N
         yield from _decoded(scene, scene.reduced, variant, decoders.DECODERS[decoder])
 
 
+def _dark(scene: Scene) -> Iterator[Attempt | None]:
+    """zxing-cpp on the logarithms of the reduced picture; nothing when the picture is not dark."""
+    if scene.dark:
+        yield from _decoded(scene, scene.reduced, logarithms(scene.reduced.grey), decoders.zxing)
+
+
 def _histogram(scene: Scene) -> Iterator[Attempt | None]:
     """zxing-cpp on the reduced picture with one threshold a row instead of one a neighbourhood."""
     yield from _decoded(
@@ -235,9 +257,14 @@ def _histogram(scene: Scene) -> Iterator[Attempt | None]:
 
 def _grid(scene: Scene) -> Iterator[Attempt | None]:
     """The own sampler where the reduced picture has finder patterns, on the pixels of the whole one."""
+    vain = 0
     for triple in scene.open_triples(scene.all_finders):
+        if vain == _VAIN:
+            return
         if not scene.covers(triple):
-            yield _sampled(*_closer(scene, triple))
+            attempt = _sampled(*_closer(scene, triple))
+            vain = vain + 1 if attempt is None else 0
+            yield attempt
 
 
 def _closer(scene: Scene, triple: Triple) -> tuple[Variant, Triple]:
@@ -300,8 +327,11 @@ def _crop(scene: Scene, quad: Quad) -> Attempt | None:
 
 
 def _worn(scene: Scene) -> Iterator[Attempt | None]:
-    """The own sampler bit by bit, where the reduced picture has the outline of a code."""
+    """The own sampler bit by bit, where two finder patterns or an outline say that a code may lie."""
     likely = []
+    for pair in pairs(scene.all_finders, _PAIRS):
+        likely += grid.square_frames(scene.reduced.grey, pair.outline, pair.sizes)[:1]
+        yield None
     for outline in outlines(scene.reduced.grey):
         likely += grid.square_frames(scene.reduced.grey, outline)[:1]
         yield None
@@ -360,13 +390,16 @@ LEVELS: Final[dict[str, Level]] = {
     **{f"{strategy}+zbar": partial(_strategy, strategy, "zbar") for strategy in STRATEGIES},
     **{f"{strategy}+opencv": partial(_strategy, strategy, "opencv") for strategy in STRATEGIES},
     "worn": _worn,
+    "dark": _dark,
 }
 NUMBERS: Final[dict[str, int]] = {name: number for number, name in enumerate(LEVELS, 1)}
 
 # The levels that are tried after a code was read, each while there is such a sign of another.
 _SIGNS_FOR: Final[dict[str, Callable[[Scene], bool]]] = {
     "whole": lambda scene: scene.shrunk and scene.suspicious,
+    "dark": lambda scene: scene.dark,
     "grid": Scene.has_triple,
+    "equalize": lambda scene: bool(scene.open_unread()),
     "clahe": lambda scene: bool(scene.open_unread()),
 }
 
@@ -376,6 +409,7 @@ _UNALTERED: Final = frozenset(("reduced", "whole", "raw"))
 _LIGHT: Final = (
     "reduced",
     "whole",
+    "dark",
     "grid",
     "located",
     "equalize",

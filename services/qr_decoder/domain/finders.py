@@ -46,6 +46,21 @@ _MOST_SCALES: Final = 2.2
 _MOST_COSINE: Final = 0.75
 _MOST_LEGS: Final = 3.0
 
+# What perspective and damage may do to a pair: the sizes; how far the way between them may be turned from the
+# sides of the patterns (the sine), and how far it has to be when they are opposite; and by how much the two
+# may differ in how many modules lie between them.
+_PAIR_SCALES: Final = 1.5
+_PAIR_ASKEW: Final = 0.3
+_PAIR_DIAGONAL: Final = 0.45
+_PAIR_SIZES: Final = 1.6
+
+# So many modules between two patterns cost as much as twice the size of the other.
+_PAIR_FAR: Final = 200.0
+
+# Modules between the centres of two finder patterns of the smallest and the largest code.
+_SMALLEST: Final = 14.0
+_LARGEST: Final = 170.0
+
 # Partners that are looked at for each finder pattern, and triples kept of it.
 _NEIGHBOURS: Final = 14
 _PER_CORNER: Final = 6
@@ -82,6 +97,19 @@ class Triple:
         y = y * (reach / max(float(np.hypot(*y)), 1e-6))
         far = right + down - origin
         return np.stack([origin - x - y, right + x - y, far + x + y, down - x + y]).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Where a code may lie of which two finder patterns are seen.
+
+    outline: float32 [4, 2], its corners, clockwise on the picture, roughly. sizes: modules a side, at least
+    and at most. cost: 0 for two equal patterns that lie as the corners of one code do.
+    """
+
+    outline: Points
+    sizes: tuple[float, float]
+    cost: float
 
 
 def find_finders(grey: Grey, levels: Sequence[int] = (1, 2, 0)) -> list[Finder]:
@@ -321,3 +349,76 @@ def _askew(finder: Finder, direction: Points) -> float:
     lengths = np.maximum(np.hypot(sides[:, 0], sides[:, 1]), 1e-6) * max(float(np.hypot(*direction)), 1e-6)
     cross = abs(sides[:, 0] * direction[1] - sides[:, 1] * direction[0]) / lengths
     return float(cross.min())
+
+
+def pairs(finders: Sequence[Finder], most: int) -> list[Pair]:
+    """The `most` likeliest places of codes with two of the finder patterns, best first.
+
+    Two patterns are neighbours, and the code may be on either side of them, or opposite ones. A damaged
+    pattern shows its own sides badly, so that they are also taken for those of a square.
+    """
+    found: list[Pair] = []
+    axes = [_axes(finder) for finder in finders]
+    for n, one in enumerate(finders):
+        for m in range(n):
+            other = finders[m]
+            larger, smaller = max(one.module, other.module), min(one.module, other.module)
+            away = other.centre - one.centre
+            if larger < _PAIR_SCALES * smaller and float(np.hypot(*away)) > _LEAST_DISTANCE * smaller:
+                askew = _askew(one, away), _askew(other, away)
+                if max(askew) < _PAIR_ASKEW:
+                    found += _neighbours(one.centre, away, axes[n], axes[m], max(askew))
+                elif min(askew) > _PAIR_DIAGONAL:
+                    found += _opposite(one, other, away)
+    found.sort(key=lambda each: each.cost)
+    return found[:most]
+
+
+def _axes(finder: Finder) -> Points:
+    """The two sides of a module as a finder pattern shows them, float32 [2, 2], a vector a row."""
+    a, b, c, d = finder.corners
+    return np.stack([(b - a + c - d) / 10, (d - a + c - b) / 10])
+
+
+def _neighbours(one: Points, away: Points, axes: Points, others: Points, cost: float) -> list[Pair]:
+    distance = float(np.hypot(*away))
+    counts, across = [], []
+    for each in (axes, others):
+        lengths = np.hypot(each[:, 0], each[:, 1])
+        along = int(np.abs(each @ away / np.maximum(lengths, 1e-6)).argmax())
+        counts.append(distance / max(float(lengths[along]), 1e-6))
+        across.append(each[1 - along])
+    if max(counts) > _PAIR_SIZES * min(counts) or not _SMALLEST * 0.8 < min(counts) <= max(counts) < _LARGEST:
+        return []
+    count = float(np.mean(counts))
+    cost += max(counts) / min(counts) - 1 + count / _PAIR_FAR
+    first, second = across
+    second = second * (1 if float(first @ second) > 0 else -1)
+    square = np.array([-away[1], away[0]]) / count
+    found = []
+    for down, also_down in ((first, second), (square, square)):
+        for side in (count, -count):
+            centres = np.stack([one, one + away, one + away + also_down * side, one + down * side])
+            outline = _outer(centres.astype(np.float32), count)
+            found.append(Pair(outline, (min(counts) + 5, max(counts) + 9), cost))
+    return found
+
+
+def _opposite(one: Finder, other: Finder, away: Points) -> list[Pair]:
+    """The code around two opposite finder patterns, as if it were a square."""
+    count = float(np.hypot(*away)) / 2**0.5 / ((one.module + other.module) / 2)
+    if not _SMALLEST * 0.8 < count < _LARGEST:
+        return []
+    middle, across = one.centre + away / 2, np.array([-away[1], away[0]]) / 2
+    centres = np.stack([one.centre, middle + across, other.centre, middle - across])
+    outline = _outer(centres.astype(np.float32), count)
+    ratio = max(one.module, other.module) / min(one.module, other.module)
+    return [Pair(outline, (0.85 * count + 7, 1.15 * count + 7), ratio - 1 + count / _PAIR_FAR)]
+
+
+def _outer(centres: Points, count: float) -> Points:
+    """The corners of a code from the middles of patterns in all of its four corners; clockwise."""
+    square = np.array([[0, 0], [count, 0], [count, count], [0, count]], np.float32)
+    outer = square + np.array([[-3.5, -3.5], [3.5, -3.5], [3.5, 3.5], [-3.5, 3.5]], np.float32)
+    corners = cv2.perspectiveTransform(outer[None], cv2.getPerspectiveTransform(square, centres))[0]
+    return np.asarray(corners if cv2.contourArea(corners, True) >= 0 else corners[::-1], np.float32)

@@ -170,18 +170,23 @@ def read_worn(grey: Grey, frame: Frame) -> Sampled | None:
     return None
 
 
-def square_frames(grey: Grey, corners: Points) -> list[tuple[float, Frame]]:
+def square_frames(
+    grey: Grey, corners: Points, sizes: tuple[float, float] = (21.0, 177.0)
+) -> list[tuple[float, Frame]]:
     """The likeliest versions and orientations of a code between four corners, best first, with their worth.
 
-    corners: float32 [4, 2], clockwise on the picture, good to two modules. Worth: of the three finder
+    corners: float32 [4, 2], clockwise on the picture, good to two modules. sizes: at least and at most so
+    many modules a side. Worth: of the three finder
     patterns, and of the timing patterns between them, how well each correlates with what should be there; 2
     for a perfect code, about 1.1 at most for anything else.
     """
     side = float(np.sqrt(max(cv2.contourArea(corners), 1.0)))
     found: list[tuple[float, Frame]] = []
     for version in range(1, 41):
-        size = symbol.size_of(version)
-        if _SQUARE_LEAST * size <= side <= _SQUARE_MOST * size:
+        modules = symbol.size_of(version)
+        if not sizes[0] <= modules <= sizes[1]:
+            continue
+        if _SQUARE_LEAST * modules <= side <= _SQUARE_MOST * modules:
             found += _squares(grey, corners, version)
     found.sort(key=lambda each: -each[0])
     return found[:_SQUARE_FRAMES]

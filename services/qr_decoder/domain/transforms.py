@@ -104,6 +104,12 @@ def equalize(grey: Grey) -> Iterator[Variant]:
     yield _same("equalize", cv2.equalizeHist(grey))
 
 
+def logarithms(grey: Grey) -> Variant:
+    """The logarithm of every tone: steps in the dark become as large as those in the light."""
+    table = np.log1p(np.arange(256)) * (255 / np.log(256))
+    return _same("logarithms", cv2.LUT(grey, np.rint(table).astype(np.uint8)))
+
+
 def sharpen(grey: Grey) -> Iterator[Variant]:
     """Unsharp mask, against a light blur."""
     yield _same("sharpen", cv2.addWeighted(grey, 2.5, cv2.GaussianBlur(grey, (0, 0), 2), -1.5, 0))
