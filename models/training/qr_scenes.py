@@ -91,7 +91,7 @@ def _matrices(seed: int = 20240601) -> list[NDArray[np.bool_]]:
     random = np.random.default_rng(seed)
     matrices = []
     for number in range(_CODES):
-        version = int(min(1 + random.exponential(3.5), 12)) if number % 5 else int(random.integers(10, 41))
+        version = int(min(1 + random.exponential(3.5), 12)) if number % 4 else int(random.integers(10, 41))
         level = str(random.choice(["l", "m", "q", "h"]))
         # A short text in a large version is padded with a pattern that real codes don't show.
         for length in (version * version * 2 + version * 20, version * 12, 6):
@@ -114,7 +114,7 @@ def _side(random: Random, least_side: int) -> float:
 
 def _steepness(random: Random) -> float:
     """Standard deviation of a tilt in radians."""
-    return 0.4 if random.random() < 0.8 else 0.9
+    return 0.4 if random.random() < 0.75 else 0.9
 
 
 @dataclass
@@ -270,7 +270,7 @@ def _view(random: Random, flat: _Flat, ratio: float, steep: float) -> NDArray[np
     height, width = flat.picture.shape
     turn = random.uniform(0, 2 * math.pi) if random.random() < 0.6 else random.normal(0, 0.12)
     tilts = random.normal(0, steep, 2)
-    tilts = np.clip(tilts, -1.2, 1.2)
+    tilts = np.clip(tilts, -1.3, 1.3)
     away = random.uniform(1.3, 6.0) * max(height, width) * ratio
     cos, sin = math.cos(turn), math.sin(turn)
     a, b = tilts
@@ -333,6 +333,7 @@ def _paste(picture: Grey, flat: Grey, onto: NDArray[np.float64], outline: Points
     right, bottom = np.clip(np.ceil(outline.max(axis=0)).astype(int) + 2, 0, (width, height)).tolist()
     if right <= left or bottom <= top:
         return
+    flat, onto = _averaged(flat, onto, outline)
     here = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1.0]]) @ onto
     size = (right - left, bottom - top)
     layer = cv2.warpPerspective(flat, here, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -341,6 +342,18 @@ def _paste(picture: Grey, flat: Grey, onto: NDArray[np.float64], outline: Points
     cv2.fillConvexPoly(mask, corners, 255, cv2.LINE_AA, 4)
     part = picture[top:bottom, left:right]
     part[:] = cv2.blendLinear(layer, part, mask.astype(np.float32) / 255, 1 - mask.astype(np.float32) / 255)
+
+
+def _averaged(flat: Grey, onto: NDArray[np.float64], outline: Points) -> tuple[Grey, NDArray[np.float64]]:
+    """The flat picture in about the pixels it is to have: a sensor averages, a warp picks single pixels."""
+    share = math.sqrt(cv2.contourArea(outline) / flat.size)
+    if share > 0.75:
+        return flat, onto
+    height, width = flat.shape
+    size = max(2, round(width * share)), max(2, round(height * share))
+    x, y = width / size[0], height / size[1]
+    back = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1.0]])
+    return cv2.resize(flat, size, interpolation=cv2.INTER_AREA), onto @ back
 
 
 def _lay_code(
