@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import segno
+from numpy.typing import NDArray
 
 from qr_decoder.domain import locator
 from qr_decoder.domain.locator import LazyLocator, Located, QuadLocator, YoloLocator
+from visionmesh.model_store import ModelStore
+from visionmesh.settings import ROOT
+
+MODELS = ROOT / "models"
 
 
 class Model:
@@ -181,3 +189,45 @@ def test_only_locators_whose_files_are_there_are_offered(tmp_path: Path) -> None
     assert locator.locators_in(tmp_path) == {}
     (tmp_path / "qreader_small.onnx").touch()
     assert list(locator.locators_in(tmp_path)) == ["s"]
+
+
+def laid(picture: NDArray[np.uint8], corners: list[list[float]]) -> NDArray[np.float32]:
+    """Lays a code, and its quiet zone, so that its corners are these."""
+    modules = np.pad(np.array([list(row) for row in segno.make("a code", version=2).matrix], np.uint8), 4)
+    paper = np.kron(1 - modules, np.ones((8, 8), np.uint8)) * np.uint8(230) + np.uint8(20)
+    near, far = 4 * 8 - 0.5, len(paper) - 4 * 8 - 0.5
+    there = np.array(corners, np.float32)
+    onto = cv2.getPerspectiveTransform(
+        np.float32([[near, near], [far, near], [far, far], [near, far]]), there
+    )
+    size = picture.shape[1::-1]
+    code = cv2.warpPerspective(paper, onto, size, flags=cv2.INTER_AREA)
+    there_is = cv2.warpPerspective(np.full_like(paper, 255), onto, size) > 127
+    picture[there_is] = code[there_is][:, None]
+    return there
+
+
+def test_the_deployed_locators_find_drawn_codes() -> None:
+    store = ModelStore(MODELS)
+    deployed = locator.locators_in(MODELS)
+    assert "n" in deployed
+    assert [f"locator-{size}" for size in deployed] == list(store.names("locator"))
+    empty = np.random.default_rng(1).normal(130, 8, (960, 1280, 3)).clip(0, 255).astype(np.uint8)
+    picture = empty.copy()
+    codes = [
+        laid(picture, [[100, 100], [220, 100], [220, 220], [100, 220]]),
+        laid(picture, [[700, 300], [1010, 380], [960, 700], [650, 640]]),
+        laid(picture, [[400, 600], [480, 620], [460, 700], [380, 680]]),
+    ]
+    for size, where in deployed.items():
+        table = store.describe(f"locator-{size}")
+        assert table["file"] == locator.FILES[size]
+        assert hashlib.sha256((MODELS / table["file"]).read_bytes()).hexdigest() == table["sha256"]
+        found = where.locate(picture)
+        assert len(found) == len(codes)
+        for code in codes:
+            nearest = min(found, key=lambda each: float(np.abs(each.corners.mean(0) - code.mean(0)).sum()))
+            assert nearest.confidence > 0.5
+            away = np.linalg.norm(nearest.corners[:, None] - code, axis=-1).min(axis=0)
+            assert away.max() < 0.12 * np.linalg.norm(code[1] - code[0])
+        assert all(each.confidence < locator.QUAD_CONFIDENCE for each in where.locate(empty))
