@@ -1,17 +1,24 @@
 """`qr`: codes read and milliseconds, per condition, of the cascade, its levels, and other readers.
 
-Three parts, each of which can be left out:
+Parts, each of which can be left out (`--parts`):
 
 * `pictures`: the BoofCV and zxing pictures of a folder (`--data`). A code counts as found when a reader names
   a place whose middle lies in the true outline; contents are compared where they are known. The zxing
-  pictures are turned by 0, 90, 180 and 270 degrees. Then the false-positive folders and photographs.
+  pictures are turned by 0, 90, 180 and 270 degrees.
+* `false`: the false-positive folders and photographs, in which nothing should be read.
 * `levels`: what each level of the default profile adds to those before it and costs, and what each level
-  reads alone (`--levels`).
+  reads alone (`--alone`).
 * `scenes`: the seed's table of conditions and scenarios on pictures made by `qr_scenes`.
+* `memory`: of a process of each reader, loaded and at most while it reads the largest pictures.
+* `service`: the qr-decoder itself on an embedded stack, asked over HTTP (see `qr_service`).
 
-All readers see the same picture one after the other, in one run. Milliseconds are of CPU time on one thread,
-from the decoded RGB picture to the contents: a shared machine does not change them as it does those of the
-clock (`--wall` measures these). Memory is that of a process of its own that reads the largest pictures.
+All readers see the same picture one after the other. Milliseconds are of CPU time on one thread, from the
+decoded RGB picture to the contents: a shared machine does not change them as it does those of the clock
+(`--wall` tells these).
+
+A whole run takes hours. With `--json FILE` what is measured is appended to that file and not measured again,
+and with `--seconds N` a run ends after so long: the same command, repeated until it says that all is done,
+makes the whole. `--report` only prints what the file holds, `--markdown` prints it as the tables of the docs.
 """
 
 from __future__ import annotations
@@ -20,10 +27,9 @@ import argparse
 import multiprocessing
 import os
 import sys
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -31,9 +37,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import qr_readers, qr_scenes
-from benchmarks.figures import percentile
+from benchmarks import qr_readers, qr_report, qr_scenes
 from benchmarks.qr_readers import Found, Reader
+from benchmarks.qr_report import Journal, OutOfTimeError, Record
 from qr_decoder.domain import LEVELS, Locator, levels_of
 from qr_decoder.domain.locator import load
 from visionmesh import images
@@ -48,6 +54,11 @@ ENDINGS = frozenset((".jpg", ".png", ".webp"))
 # EXIF orientation 6: stored lying on its side. The true outlines are in the pixels as stored.
 ORIENTATION, TURNED_RIGHT = 0x0112, 6
 
+CORES = os.sched_getaffinity(0)
+
+# What is not measured unless it is named.
+UNUSUAL = frozenset(("cascade with QRDet-n", "QRDet-n as QReader"))
+
 
 @dataclass
 class Case:
@@ -59,75 +70,95 @@ class Case:
     texts: list[str] | None = None
 
 
-@dataclass
-class Tally:
-    """What one reader did on the pictures of one condition."""
-
-    codes: int = 0
-    found: int = 0
-    texts: int = 0
-    right: int = 0
-    times: list[float] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        self.codes += other.codes
-        self.found += other.found
-        self.texts += other.texts
-        self.right += other.right
-        self.times += other.times
-
-
 def main(arguments: Sequence[str] = ()) -> int:
-    parser = argparse.ArgumentParser(prog="mesh bench qr", description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="mesh bench qr", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=DATA, help="the folder with boofcv/ and zxing/")
     parser.add_argument("--photos", type=Path, help="photographs; by default photos/ beside the folder")
     parser.add_argument("--qrdet", type=Path, default=QRDET, help="the nano file of QRDet, when there is one")
-    parser.add_argument("--parts", default="pictures,levels,scenes", help="of pictures, levels, scenes")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--readers", default="", help="only these, with commas between them")
-    parser.add_argument("--levels", action="store_true", help="also every level alone")
+    parser.add_argument("--alone", action="store_true", help="also every level alone")
     parser.add_argument("--limit", type=int, default=0, help="pictures of each condition; all when 0")
     parser.add_argument("--scenes", type=int, default=40, help="scenes of each condition and scenario")
-    parser.add_argument("--wall", action="store_true", help="time by the clock")
+    parser.add_argument("--wall", action="store_true", help="tell times by the clock")
     parser.add_argument("--misses", action="store_true", help="name what the cascade misses")
+    parser.add_argument("--json", type=Path, help="a file that keeps what was measured, from run to run")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="end after so long; needs --json")
+    parser.add_argument("--report", action="store_true", help="measure nothing, print what the file holds")
+    parser.add_argument("--markdown", action="store_true", help="print the tables of the docs")
     options = parser.parse_args(arguments)
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    cv2.setNumThreads(1)
-    if "scenes" not in options.parts and not options.data.is_dir():
+    parts = options.parts.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        print(f"qr: there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+        return 2
+    if not options.report and parts not in (["scenes"], ["service"]) and not options.data.is_dir():
         print(f"qr: {options.data} is not there; name a folder with --data")
         return 1
-    clock = time.perf_counter if options.wall else time.process_time
-    readers = _readers(options.qrdet, [name for name in options.readers.split(",") if name])
-    if options.data.is_dir():
-        if "pictures" in options.parts:
-            _pictures(options, readers, clock)
-        if "levels" in options.parts:
-            _levels(options, clock)
-    if "scenes" in options.parts:
-        _scenes(options, readers, clock)
+    journal = Journal(options.json, options.seconds)
+    done = True
+    if not options.report:
+        os.sched_setaffinity(0, {max(CORES)})
+        cv2.setNumThreads(1)
+        known = _readers(options.qrdet)
+        wanted = [name for name in options.readers.split(",") if name]
+        readers = _Readers(known, wanted or _usual(known))
+        try:
+            for part in parts:
+                PARTS[part](options, journal, readers)
+        except OutOfTimeError:
+            done = False
+    tell = qr_report.markdown if options.markdown else qr_report.text
+    tell(journal.records, wall=options.wall, misses=options.misses)
+    print("qr: all is done" if done else "qr: there is more to measure: the same command goes on")
     return 0
 
 
-def _readers(qrdet: Path, wanted: list[str]) -> dict[str, Reader]:
-    """All readers that can run here, or those of them that are wanted."""
+def _readers(qrdet: Path) -> dict[str, Callable[[], Reader]]:
+    """How to make all readers that can run here; in this order they are told."""
     locators = _locators()
     known: dict[str, Callable[[], Reader]] = {
         "cascade": lambda: qr_readers.ours("cascade", locators),
         "light": lambda: qr_readers.ours("light"),
         "ultralight": lambda: qr_readers.ours("ultralight"),
+    }
+    for size in locators:
+        known[f"locator-{size}"] = partial(qr_readers.ours, f"locator-{size}", locators)
+    if {"s", "m"} <= locators.keys():
+        known["hybrid"] = lambda: qr_readers.ours("hybrid", locators)
+    known |= {
         "zxing-cpp": lambda: qr_readers.zxing,
         "pyzbar": lambda: qr_readers.zbar,
         "OpenCV": lambda: qr_readers.opencv,
+        **qr_readers.qreaders(qrdet, get_settings().qr_reader_weights),
     }
-    for size in locators:
-        known[f"locator-{size}"] = lambda size=size: qr_readers.ours(f"locator-{size}", locators)  # type: ignore[misc]
-    if {"s", "m"} <= locators.keys():
-        known["hybrid"] = lambda: qr_readers.ours("hybrid", locators)
     if qrdet.is_file():
-        known["QRDet-n as QReader"] = lambda: qr_readers.qreader(qrdet)
+        known["QRDet-n as QReader"] = lambda: qr_readers.like_qreader(qrdet)
         known["QRDet-n, our decoding"] = lambda: qr_readers.ours("locator-n", {"n": load("n", qrdet)})
         known["cascade with QRDet-n"] = lambda: qr_readers.ours("cascade", {"n": load("n", qrdet)})
-    usual = [name for name in known if name not in ("light", "ultralight", "cascade with QRDet-n")]
-    return {name: known[name]() for name in wanted or usual}
+    return known
+
+
+def _usual(known: Iterable[str]) -> list[str]:
+    usual = [name for name in known if name not in UNUSUAL]
+    if not any(name.startswith("QReader") for name in usual):
+        usual += [name for name in known if name == "QRDet-n as QReader"]
+    return usual
+
+
+class _Readers:
+    """The readers that are wanted, each made when it is first asked. Raises SystemExit for one unknown."""
+
+    def __init__(self, known: dict[str, Callable[[], Reader]], wanted: list[str]) -> None:
+        if unknown := [name for name in wanted if name not in known]:
+            raise SystemExit(f"qr: there is no reader {unknown[0]!r} here; there are {', '.join(known)}")
+        self.names = wanted
+        self._known = known
+        self._made: dict[str, Reader] = {}
+
+    def __getitem__(self, name: str) -> Reader:
+        if name not in self._made:
+            self._made[name] = self._known[name]()
+        return self._made[name]
 
 
 def _locators() -> dict[str, Locator]:
@@ -139,31 +170,15 @@ def _locators() -> dict[str, Locator]:
 # Pictures.
 
 
-def _pictures(options: argparse.Namespace, readers: dict[str, Reader], clock: Callable[[], float]) -> None:
-    tallies: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
-    # Ours and zxing-cpp's times where zxing-cpp reads.
-    beside: list[tuple[float, float]] = []
+def _pictures(options: argparse.Namespace, journal: Journal, readers: _Readers) -> None:
     for condition, cases in _conditions(options.data):
         for case in islice(cases, options.limit or None):
-            picture = case.load()
-            outcomes = {name: _measured(reader, picture, case, clock) for name, reader in readers.items()}
-            for name, outcome in outcomes.items():
-                tallies[condition][name].add(outcome)
-            if "cascade" in outcomes and "zxing-cpp" in outcomes and outcomes["zxing-cpp"].found:
-                beside.append((outcomes["cascade"].times[0], outcomes["zxing-cpp"].times[0]))
-            if options.misses and "cascade" in outcomes:
-                ours = outcomes["cascade"]
-                if ours.found < ours.codes or ours.right < ours.texts:
-                    print(f"qr: missed in {condition}: {case.name}: {ours.found} of {ours.codes} found")
-    _print(tallies, list(readers))
-    if beside:
-        mine, theirs = (sum(times) / len(times) for times in zip(*beside, strict=True))
-        print(
-            f"qr: where zxing-cpp reads ({len(beside)} pictures): cascade {mine:.2f} ms, "
-            f"zxing-cpp {theirs:.2f} ms, ratio {mine / theirs:.2f} (goal at most 2)"
-        )
-    _false_readings(options, readers)
-    _memory(options, readers)
+            missing = journal.missing("pictures", condition, case.name, readers.names)
+            if missing:
+                picture = case.load()
+                for name in missing:
+                    record = _measured(readers[name], picture, case)
+                    journal.add(Record("pictures", condition, case.name, name, **record))
 
 
 def _conditions(data: Path) -> Iterator[tuple[str, Iterable[Case]]]:
@@ -214,17 +229,24 @@ def _decoding(file: Path, turns: int = 0) -> Case:
     return Case(file.name, turned, whole, [text])
 
 
-def _measured(reader: Reader, picture: NDArray[np.uint8], case: Case, clock: Callable[[], float]) -> Tally:
-    started = clock()
-    found = reader(picture)
-    spent = (clock() - started) * 1000
+def _measured(reader: Reader, picture: NDArray[np.uint8], case: Case) -> dict[str, float]:
+    found, times = _timed(reader, picture)
     quads = case.quads(picture)
-    tally = Tally(codes=len(quads), found=_hits(quads, found), times=[spent])
-    if case.texts is not None:
-        texts = [_plain(text) for text, _ in found]
-        tally.texts = len(case.texts)
-        tally.right = sum(_plain(text) in texts for text in case.texts)
-    return tally
+    texts = [_plain(text) for text, _ in found]
+    true = case.texts or []
+    return {
+        "codes": len(quads),
+        "found": _hits(quads, found),
+        "texts": len(true),
+        "right": sum(_plain(text) in texts for text in true),
+        **times,
+    }
+
+
+def _timed(reader: Reader, picture: NDArray[np.uint8]) -> tuple[Found, dict[str, float]]:
+    cpu, wall = qr_readers.cpu(), qr_readers.wall()
+    found = reader(picture)
+    return found, {"cpu": 1000 * (qr_readers.cpu() - cpu), "wall": 1000 * (qr_readers.wall() - wall)}
 
 
 def _plain(text: str) -> str:
@@ -244,87 +266,91 @@ def _hits(quads: list[NDArray[np.float32]], found: Found) -> int:
     )
 
 
-def _print(tallies: dict[str, dict[str, Tally]], readers: list[str]) -> None:
-    print(
-        f"\n{'condition':<26} {'reader':<22} {'found':>9} {'right':>9} {'mean':>8} {'p50':>8} {'p95':>8} ms"
-    )
-    for group in ("boofcv", "zxing"):
-        whole: dict[str, Tally] = defaultdict(Tally)
-        for condition, by_reader in tallies.items():
-            if condition.startswith(group):
-                for name in readers:
-                    _line(condition, name, by_reader[name])
-                    whole[name].add(by_reader[name])
-        for name in readers:
-            if whole[name].codes:
-                _line(f"{group}, all", name, whole[name])
-    for turn in (0, 90, 180, 270):
-        for name in readers:
-            whole = defaultdict(Tally)
-            for condition, by_reader in tallies.items():
-                if condition.startswith("zxing qrcode") and condition.endswith(f" {turn}"):
-                    whole[name].add(by_reader[name])
-            if whole[name].texts:
-                share = whole[name].right / whole[name].texts
-                print(f"zxing qrcode at {turn} degrees, {name}: {share:.1%} right (goal 96 %)")
-
-
-def _line(condition: str, name: str, tally: Tally) -> None:
-    right = f"{tally.right}/{tally.texts}" if tally.texts else "-"
-    times = tally.times
-    print(
-        f"{condition:<26} {name:<22} {f'{tally.found}/{tally.codes}':>9} {right:>9} "
-        f"{sum(times) / len(times):>8.1f} {percentile(times, 0.5):>8.1f} {percentile(times, 0.95):>8.1f}",
-        flush=True,
-    )
-
-
-def _false_readings(options: argparse.Namespace, readers: dict[str, Reader]) -> None:
-    """Readings in pictures without codes; of photographs, which may hold some, those nobody else confirms."""
+def _false(options: argparse.Namespace, journal: Journal, readers: _Readers) -> None:
+    """Pictures without codes; and photographs, which may hold some: of those, what nobody else confirms."""
+    for folder in sorted((options.data / "zxing").glob("falsepos*/")):
+        for file in islice(_files(folder), options.limit or None):
+            _false_readings("without codes", file, [], journal, readers)
     photos = options.photos or options.data.parent / "photos"
-    without = [
-        file for folder in sorted((options.data / "zxing").glob("falsepos*/")) for file in _files(folder)
-    ]
-    for name, reader in readers.items():
-        false = sum(len(reader(images.decode(file.read_bytes()))) for file in without)
-        print(f"qr: {name}: {false} false readings in {len(without)} pictures without codes")
-    if not photos.is_dir():
-        return
-    pictures = {file.name: images.decode(file.read_bytes()) for file in _files(photos)}
     peers = (qr_readers.zxing, qr_readers.zbar, qr_readers.opencv)
-    known = {
-        file: {text for peer in peers for text, _ in peer(picture)} for file, picture in pictures.items()
-    }
-    for name, reader in readers.items():
-        total, alone = 0, []
-        for file, picture in pictures.items():
-            texts = {text for text, _ in reader(picture)}
-            total += len(texts)
-            alone += [f"{file}: {text[:40]!r}" for text in sorted(texts - known[file])]
-        print(
-            f"qr: {name}: {total} contents in {len(pictures)} photographs, "
-            f"{len(alone)} of them given by no other reader {alone or ''}"
-        )
+    for file in islice(_files(photos) if photos.is_dir() else [], options.limit or None):
+        if journal.missing("false", "photographs", file.name, readers.names):
+            picture = images.decode(file.read_bytes())
+            confirmed = [text for peer in peers for text, _ in peer(picture)]
+            _false_readings("photographs", file, confirmed, journal, readers)
 
 
-def _memory(options: argparse.Namespace, readers: dict[str, Reader]) -> None:
-    largest = sorted(
-        (file for file in options.data.rglob("*") if file.suffix.lower() in ENDINGS), key=_bytes
-    )[-6:]
-    for name in readers:
+def _false_readings(
+    condition: str, file: Path, confirmed: list[str], journal: Journal, readers: _Readers
+) -> None:
+    missing = journal.missing("false", condition, file.name, readers.names)
+    picture = images.decode(file.read_bytes()) if missing else None
+    for name in missing:
+        assert picture is not None
+        found, times = _timed(readers[name], picture)
+        false = len({text for text, _ in found} - set(confirmed))
+        journal.add(Record("false", condition, file.name, name, false=false, **times))
+
+
+# Levels.
+
+
+def _levels(options: argparse.Namespace, journal: Journal, _: _Readers) -> None:
+    """The profile cut off after each of its levels, and each level alone, on all pictures."""
+    locators = _locators() or ({"n": load("qrdet-n", options.qrdet)} if options.qrdet.is_file() else {})
+    names = levels_of("cascade")
+    profiles = {f"up to {name}": ",".join(names[: number + 1]) for number, name in enumerate(names)}
+    profiles |= {name: name for name in (LEVELS if options.alone else ())}
+    for condition, cases in _conditions(options.data):
+        if condition.endswith((" 90", " 180", " 270")):
+            continue
+        for case in islice(cases, options.limit or None):
+            missing = journal.missing("levels", condition, case.name, list(profiles))
+            picture = case.load() if missing else None
+            for name in missing:
+                assert picture is not None
+                record = _measured(qr_readers.ours(profiles[name], locators), picture, case)
+                journal.add(Record("levels", condition, case.name, name, **record))
+
+
+# Scenes.
+
+
+def _scenes(options: argparse.Namespace, journal: Journal, readers: _Readers) -> None:
+    for name in {**qr_scenes.CONDITIONS, **qr_scenes.SCENARIOS}:
+        for number, scene in enumerate(qr_scenes.scenes(name, options.scenes)):
+            for reader in journal.missing("scenes", name, str(number), readers.names):
+                found, times = _timed(readers[reader], scene.picture)
+                texts = [text for text, _ in found]
+                true = [text for text, _ in scene.codes]
+                right, false = sum(text in texts for text in true), len(set(texts) - set(true))
+                journal.add(
+                    Record(
+                        "scenes",
+                        name,
+                        str(number),
+                        reader,
+                        texts=len(true),
+                        right=right,
+                        false=false,
+                        **times,
+                    )
+                )
+
+
+# Memory.
+
+
+def _memory(options: argparse.Namespace, journal: Journal, readers: _Readers) -> None:
+    files = [file for file in options.data.rglob("*") if file.suffix.lower() in ENDINGS]
+    largest = sorted(files, key=lambda file: file.stat().st_size)[-6:]
+    for name in journal.missing("memory", "", "largest", readers.names):
         loaded, peak = _in_a_process(name, largest, options.qrdet)
-        print(
-            f"qr: {name}: {loaded:.0f} MB loaded, {peak:.0f} MB at most "
-            f"while reading {len(largest)} large pictures"
-        )
-
-
-def _bytes(file: Path) -> int:
-    return file.stat().st_size
+        journal.add(Record("memory", "", "largest", name, loaded=loaded, peak=peak))
 
 
 def _in_a_process(name: str, files: list[Path], qrdet: Path) -> tuple[float, float]:
-    """Megabytes of a new process that has the reader loaded, and at most while it reads."""
+    """MiB of a new process that has the reader loaded, and at most while it reads."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=_child, args=(name, files, qrdet, queue))
@@ -338,140 +364,43 @@ def _child(
     name: str, files: list[Path], qrdet: Path, queue: multiprocessing.Queue[tuple[float, float]]
 ) -> None:
     cv2.setNumThreads(1)
-    reader = _readers(qrdet, [name])[name]
+    reader = _readers(qrdet)[name]()
     # Loads what is loaded lazily.
     reader(np.full((64, 64, 3), 255, np.uint8))
-    loaded = _memory_of_this_process("VmRSS")
+    process = str(getattr(reader, "pid", "self"))
+    loaded = _memory_of(process, "VmRSS")
     for file in files:
         reader(images.decode(file.read_bytes()))
-    queue.put((loaded, _memory_of_this_process("VmHWM")))
+    queue.put((loaded, _memory_of(process, "VmHWM")))
 
 
-def _memory_of_this_process(field: str) -> float:
-    """Megabytes. `ru_maxrss` would be that of the parent, from which a spawned process begins."""
-    status = Path("/proc/self/status").read_text()
+def _memory_of(process: str, field: str) -> float:
+    """MiB. `ru_maxrss` would be that of the parent, from which a spawned process begins."""
+    status = Path(f"/proc/{process}/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 
-# Levels.
+# The service.
 
 
-def _levels(options: argparse.Namespace, clock: Callable[[], float]) -> None:
-    """What each level adds to those before it: the profile cut off after it, on all pictures."""
-    locators = _locators() or ({"n": load("qrdet-n", options.qrdet)} if options.qrdet.is_file() else {})
-    names = levels_of("cascade")
-    cases = [
-        case
-        for condition, of_condition in _conditions(options.data)
-        if not condition.endswith((" 90", " 180", " 270"))
-        for case in islice(of_condition, options.limit or None)
-    ]
-    prefixes = {name: ",".join(names[: number + 1]) for number, name in enumerate(names)}
-    totals: dict[str, Tally] = {name: Tally() for name in names}
-    alone: dict[str, Tally] = {name: Tally() for name in (LEVELS if options.levels else ())}
-    for case in cases:
-        picture = case.load()
-        for name, profile in prefixes.items():
-            totals[name].add(_measured(qr_readers.ours(profile, locators), picture, case, clock))
-        for name, tally in alone.items():
-            tally.add(_measured(qr_readers.ours(name, locators), picture, case, clock))
-    print(f"\n{'level':<22} {'adds':>6} {'of':>6} {'costs':>8} ms a picture, {len(cases)} pictures")
-    before = Tally(times=[0.0])
-    for name, tally in totals.items():
-        cost = sum(tally.times) / len(cases) - sum(before.times) / len(cases)
-        print(f"{name:<22} {tally.found - before.found:>6} {tally.codes:>6} {cost:>8.2f}")
-        before = tally
-    for name, tally in alone.items():
-        mean = sum(tally.times) / len(cases)
-        print(f"alone: {name:<22} {tally.found:>6}/{tally.codes} codes, {mean:>8.2f} ms a picture")
+def _service(options: argparse.Namespace, journal: Journal, _: _Readers) -> None:
+    from benchmarks import qr_service
+
+    profiles = ["cascade", "light", "ultralight", *(["hybrid"] if {"s", "m"} <= _locators().keys() else [])]
+    os.sched_setaffinity(0, CORES)
+    for profile in journal.missing("service", "", "scenarios", profiles):
+        journal.check_time()
+        journal.add(Record("service", "", "scenarios", profile, **qr_service.measured(profile)))
 
 
-# Scenes.
-
-
-def _scenes(options: argparse.Namespace, readers: dict[str, Reader], clock: Callable[[], float]) -> None:
-    print(f"\n{'scenes':<22} {'reader':<22} {'right':>8} {'mean':>8} {'p50':>8} {'p95':>8} {'p99':>8} ms")
-    weighted: dict[str, float] = defaultdict(float)
-    traffic: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for name, (_, goal) in {**qr_scenes.CONDITIONS, **qr_scenes.SCENARIOS}.items():
-        scenario = name in qr_scenes.SCENARIOS
-        tallies: dict[str, Tally] = defaultdict(Tally)
-        for scene in qr_scenes.scenes(name, options.scenes):
-            for reader_name, reader in readers.items():
-                started = clock()
-                found = reader(scene.picture)
-                spent = (clock() - started) * 1000
-                texts = [text for text, _ in found]
-                right = sum(text in texts for text, _ in scene.codes)
-                wrong = [text for text in texts if text not in [content for content, _ in scene.codes]]
-                if wrong:
-                    print(f"qr: {reader_name}: false reading in {name}: {wrong[0][:60]!r}")
-                tallies[reader_name].add(Tally(texts=len(scene.codes), right=right, times=[spent]))
-        for reader_name, tally in tallies.items():
-            share, times = tally.right / tally.texts, tally.times
-            aim = "" if scenario else f"  (seed's large model {goal:.0f} %)"
-            marks = " ".join(f"{percentile(times, mark):>8.1f}" for mark in (0.5, 0.95, 0.99))
-            mean = sum(times) / len(times)
-            print(f"{name:<22} {reader_name:<22} {share:>8.1%} {mean:>8.1f} {marks}{aim}", flush=True)
-            if scenario:
-                weighted[reader_name] += goal * share
-                traffic[reader_name] += [(each, goal / len(times)) for each in times]
-    for reader_name, share in weighted.items():
-        ordered = sorted(traffic[reader_name])
-        mean = sum(spent * weight for spent, weight in ordered)
-        marks = ", ".join(f"p{mark * 100:.0f} {_weighted(ordered, mark):.1f}" for mark in (0.5, 0.95, 0.99))
-        print(
-            f"scenarios, weighted: {reader_name:<22} {share:.1%} right (goal 92 %), "
-            f"mean {mean:.1f} ms, {marks} "
-            f"(goals 60, 150), {1000 / mean:.0f} pictures/s on one core (goal 35)"
-        )
-    _average_precision(options)
-
-
-def _weighted(ordered: list[tuple[float, float]], mark: float) -> float:
-    total = 0.0
-    for spent, weight in ordered:
-        total += weight
-        if total >= mark:
-            return spent
-    return ordered[-1][0]
-
-
-def _average_precision(options: argparse.Namespace) -> None:
-    """mAP@0.5 of the locators over the scenes of the conditions: there is one class, so it is its AP."""
-    locators = dict(_locators())
-    if options.qrdet.is_file():
-        locators["qrdet-n"] = load("qrdet-n", options.qrdet)
-    for name, locator in locators.items():
-        scored: list[tuple[float, bool]] = []
-        codes = 0
-        for condition in qr_scenes.CONDITIONS:
-            for scene in qr_scenes.scenes(condition, options.scenes):
-                left = [corners for _, corners in scene.codes]
-                codes += len(left)
-                for each in locator.locate(scene.picture):
-                    overlaps = [_overlap(each.corners, corners) for corners in left]
-                    hit = bool(overlaps) and max(overlaps) >= 0.5
-                    scored.append((each.confidence, hit))
-                    if hit:
-                        left.pop(int(np.argmax(overlaps)))
-        print(f"qr: mAP@0.5 of {name}: {_area(scored, codes):.3f} over {codes} codes")
-
-
-def _overlap(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    common, _ = cv2.intersectConvexConvex(cv2.convexHull(one), cv2.convexHull(other))
-    union = cv2.contourArea(cv2.convexHull(one)) + cv2.contourArea(cv2.convexHull(other)) - common
-    return float(common / union) if union else 0.0
-
-
-def _area(scored: list[tuple[float, bool]], codes: int) -> float:
-    """The area under precision over recall, with precision made monotonic."""
-    scored.sort(key=lambda each: -each[0])
-    hits = np.cumsum([hit for _, hit in scored])
-    precision = hits / np.arange(1, len(scored) + 1)
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    recall = np.concatenate([[0.0], hits / max(codes, 1)])
-    return float((np.diff(recall) * precision).sum())
+PARTS: dict[str, Callable[[argparse.Namespace, Journal, _Readers], None]] = {
+    "pictures": _pictures,
+    "false": _false,
+    "levels": _levels,
+    "scenes": _scenes,
+    "memory": _memory,
+    "service": _service,
+}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -10,8 +15,9 @@ import numpy as np
 import zxingcpp
 from numpy.typing import NDArray
 
-from qr_decoder import domain
+from qr_decoder import domain, weights
 from qr_decoder.domain.locator import Locator, load
+from visionmesh.settings import ROOT
 
 Picture = NDArray[np.uint8]
 Found = list[tuple[str, NDArray[np.float32]]]
@@ -72,12 +78,88 @@ def opencv(picture: Picture) -> Found:
     return [(text, quad) for text, quad in zip(texts, corners.astype(np.float32), strict=True) if text]
 
 
-def qreader(path: Path) -> Reader:
+# What other processes took for calls, less what this one waited for them: by it `cpu` and `wall` are theirs.
+_elsewhere = {"cpu": 0.0, "wall": 0.0}
+
+
+def cpu() -> float:
+    """Seconds of CPU of this process, and of those that readers have of their own."""
+    return time.process_time() + _elsewhere["cpu"]
+
+
+def wall() -> float:
+    """Seconds of the clock, without the way of pictures to readers in processes of their own."""
+    return time.perf_counter() + _elsewhere["wall"]
+
+
+def qreader_python() -> Path | None:
+    """The interpreter that has the qreader package; None when there is none."""
+    named = os.environ.get("MESH_QREADER_PYTHON")
+    python = Path(named) if named else ROOT / ".venv-qreader" / "bin" / "python"
+    return python if (python if named else python.parents[1] / "installed").is_file() else None
+
+
+# What readers are that are not what their names may be taken for.
+NOTES = {
+    "QReader on QRDet-n": "the qreader package with the nano file of QRDet in place of its own weights, "
+    "which are not here",
+    "QRDet-n as QReader": "the nano file of QRDet with QReader's way of decoding, made after the package",
+}
+
+
+def qreaders(qrdet: Path, folder: Path) -> dict[str, Callable[[], Reader]]:
+    """QReader as nearly as it can be had; see `NOTES`. qrdet: the nano file. folder: of its own weights."""
+    python = qreader_python()
+    found: dict[str, Callable[[], Reader]] = {}
+    if python is not None:
+        for size in weights.SIZES:
+            file = weights.file_of(size, folder)
+            if file.is_file():
+                found[f"QReader-{size}"] = partial(QReader, python, size, file)
+        if not found and qrdet.is_file():
+            found["QReader on QRDet-n"] = partial(QReader, python, "n", qrdet)
+    return found
+
+
+class QReader:
+    """QReader itself, in a process of its own, which ends with this one. pid: of that process."""
+
+    def __init__(self, python: Path, size: str, file: Path) -> None:
+        """file: weights of QRDet; or its net in ONNX, which then takes the place of the package's."""
+        worker = Path(__file__).parent / "peers" / "qreader_worker.py"
+        sources = os.pathsep.join(str(ROOT / name) for name in ("shared", "services"))
+        self._process = subprocess.Popen(
+            [python, worker, size, file],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **weights.QUIET, "PYTHONPATH": sources},
+        )
+        self.pid = self._process.pid
+
+    def __call__(self, picture: Picture) -> Found:
+        began = time.process_time(), time.perf_counter()
+        pictures, answers = self._process.stdin, self._process.stdout
+        assert pictures is not None
+        assert answers is not None
+        height, width = picture.shape[:2]
+        pictures.write(f"{height} {width}\n".encode())
+        pictures.write(np.ascontiguousarray(picture).tobytes())
+        pictures.flush()
+        line = answers.readline()
+        if not line:
+            raise RuntimeError("QReader's process ended; what it said stands above")
+        answer = json.loads(line)
+        _elsewhere["cpu"] += answer["cpu"] - (time.process_time() - began[0])
+        _elsewhere["wall"] += answer["wall"] - (time.perf_counter() - began[1])
+        return [(text, np.array(quad, np.float32)) for text, quad in answer["found"]]
+
+
+def like_qreader(path: Path) -> Reader:
     """A QRDet file through ONNX Runtime, and the decoding of QReader 3: crops through zbar, scale by scale.
 
-    Written after QReader's description of itself, since its weights come from a hub: the box and the
-    rectified quadrilateral, at scales 1, 1/2, 2, 1/4, 3 and 4; each as it is, inverted, and thresholded by
-    Otsu after blurs of 5 and 7 pixels; then sharpened.
+    Where the package can't be run. The box and the rectified quadrilateral, at scales 1, 1/2, 2, 1/4, 3 and
+    4; each as it is (of which pyzbar takes the red), inverted, and its brightness as it is, by Otsu's
+    threshold, and after blurs of 5 and 7 pixels; then sharpened, likewise with a blur of 3.
     """
     locator = load("qrdet-n", path)
 
@@ -115,10 +197,11 @@ def _decoded_like_qreader(picture: Picture, quad: NDArray[np.float32]) -> str | 
                 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
             )
             plain = grey(scaled)
-            sharp = cv2.filter2D(plain, -1, np.array([[-1, -1, -1], [-1, 9, -1], [-1, -1, -1]]))
-            attempts = [plain, 255 - plain]
-            attempts += [_otsu(cv2.GaussianBlur(plain, (size, size), 0)) for size in (5, 7)]
-            attempts += [_otsu(cv2.GaussianBlur(sharp, (3, 3), 0))]
+            sharp = grey(cv2.filter2D(scaled, -1, np.array([[-1, -1, -1], [-1, 9, -1], [-1, -1, -1]])))
+            red = np.ascontiguousarray(scaled[:, :, 0])
+            attempts = [red, 255 - red, plain, _otsu(plain)]
+            attempts += [cv2.GaussianBlur(plain, (size, size), 0) for size in (5, 7)]
+            attempts += [sharp, _otsu(sharp), cv2.GaussianBlur(sharp, (3, 3), 0)]
             for attempt in attempts:
                 text = _first_by_zbar(attempt)
                 if text is not None:
