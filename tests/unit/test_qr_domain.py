@@ -238,6 +238,28 @@ def test_a_picture_that_is_not_dark_is_not_looked_at_as_one() -> None:
     assert "dark" not in domain.read(picture).levels
 
 
+@pytest.mark.parametrize(("count", "levels"), [(3, ("reduced",)), (4, ("reduced", "whole"))])
+def test_beside_four_codes_that_were_read_the_whole_picture_is_looked_at(
+    count: int, levels: tuple[str, ...]
+) -> None:
+    picture = np.full((1500, 2000), 230, np.uint8)
+    for number in range(count):
+        code = make(f"number {number}", error="m")
+        top, left = 100 + number % 2 * 700, 100 + number // 2 * 700
+        picture[top : top + len(code), left : left + len(code)] = code
+    result = domain.read(picture)
+    assert len(result.codes) == count
+    assert result.levels == levels
+
+
+def test_levels_that_add_nothing_are_tried_only_by_name() -> None:
+    for name in ("histogram", "grid-whole"):
+        assert name not in domain.levels_of("cascade")
+    assert contents(make("by name"), "histogram") == ["by name"]
+    large = on_ground(cv2.resize(make("by name"), None, fx=2, fy=2), 1500, 2000, 300, 400)
+    assert contents(large, "grid-whole") == ["by name"]
+
+
 def test_triples_are_followed_until_so_many_in_a_row_were_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 

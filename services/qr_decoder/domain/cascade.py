@@ -4,13 +4,13 @@ A level takes the picture and what is known of it, and yields readings attempt b
 which levels are tried, in which order; `LEVELS` gives each its number, which is stored with every code.
 
 **When it stops.** With nothing read, every level of the profile is tried. Once a code has been read, a level
-is tried only for a sign of another code: `whole` when a code that was read is small in the reduced picture,
-or when there are, outside of all codes read, two finder patterns of one size or a place where a decoder saw a
-code that it could not correct; `dark` when the picture is dark, where codes give no sign; `grid` for three
-finder patterns out there that fit together and have timing patterns between them; `equalize` and `clahe` for
-a place where a code was seen; the others are not. Nothing is when the codes read fill most of the picture. A
-picture that shows more codes than it gives signs of is not searched further: that is the price for not
-spending the whole budget on every picture with one code.
+is tried only for a sign of another code: `whole` when four codes were read, when one of them is small in the
+reduced picture, or when there are, outside of all codes read, two finder patterns of one size or a place
+where a decoder saw a code that it could not correct; `dark` when the picture is dark, where codes give no
+sign; `grid` for three finder patterns out there that fit together and have timing patterns between them;
+`clahe`, and in a dark picture `equalize`, for a place where a code was seen; the others are not. Nothing is
+when the codes read fill most of the picture. A picture that shows more codes than it gives signs of is not
+searched further: that is the price for not spending the whole budget on every picture with one code.
 
 Within `grid` the likeliest places come first, and it ends when so many of them in a row were in vain.
 
@@ -65,6 +65,9 @@ _TILE_OVERLAP: Final = 256
 
 # Pixels of a code in the reduced picture below which others beside it may be too small to be read there.
 _SMALL: Final = 60
+
+# So many codes are hardly all: beside them others are likely that only the whole picture shows.
+_MANY: Final = 4
 
 # How much more than the outline of a triple is cut out around it, as a factor: perspective moves its corners.
 _AROUND: Final = 1.5
@@ -396,16 +399,18 @@ NUMBERS: Final[dict[str, int]] = {name: number for number, name in enumerate(LEV
 
 # The levels that are tried after a code was read, each while there is such a sign of another.
 _SIGNS_FOR: Final[dict[str, Callable[[Scene], bool]]] = {
-    "whole": lambda scene: scene.shrunk and scene.suspicious,
+    "whole": lambda scene: scene.shrunk and (len(scene.read) >= _MANY or scene.suspicious),
     "dark": lambda scene: scene.dark,
     "grid": Scene.has_triple,
-    "equalize": lambda scene: bool(scene.open_unread()),
+    "equalize": lambda scene: scene.dark and bool(scene.open_unread()),
     "clahe": lambda scene: bool(scene.open_unread()),
 }
 
 # Levels in whose pictures zxing-cpp's Micro QR codes are taken at their word.
 _UNALTERED: Final = frozenset(("reduced", "whole", "raw"))
 
+# Chosen by measurement (`mesh bench qr --parts levels`): each reads codes that those before it do not. That
+# `histogram` and `grid-whole` do was never seen, so that they are tried only by name.
 _LIGHT: Final = (
     "reduced",
     "whole",
@@ -414,10 +419,8 @@ _LIGHT: Final = (
     "located",
     "equalize",
     "clahe",
-    "histogram",
     "downscale",
     "worn",
-    "grid-whole",
 )
 
 PROFILES: Final[dict[str, tuple[str, ...]]] = {
