@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import LifoQueue
 from threading import Lock
 from types import TracebackType
@@ -222,7 +223,7 @@ class _Child:
                 env={**_MALLOC, **os.environ},
             )
         self._socket = ours
-        self._outcomes = ours.makefile("rb")
+        self._items, self._outcomes = ours.makefile("wb"), ours.makefile("rb")
         self._is_ready = False
         self.calls = 0
         # Small enough to wait in the socket until it has begun to read.
@@ -245,10 +246,11 @@ class _Child:
 
     def call(self, item: Any, deadline_seconds: float) -> Outcome:
         """Raises `_ChildEndedError` and TimeoutError."""
-        data = pickle.dumps(item)
         self._socket.settimeout(deadline_seconds)
         try:
-            self._socket.sendall(data)
+            # Into the socket and not into bytes, which would be a copy of the picture.
+            pickle.dump(item, self._items)
+            self._items.flush()
         except ConnectionError:
             raise self._ended() from None
         outcome: Outcome = self._receive(deadline_seconds)
@@ -275,8 +277,10 @@ class _Child:
         """Ends it for good."""
         self._process.kill()
         self._process.wait()
-        self._outcomes.close()
-        self._socket.close()
+        for file in (self._items, self._outcomes, self._socket):
+            # What was not sent can't be sent any more.
+            with suppress(OSError):
+                file.close()
 
 
 def _program(descriptor: int) -> str:

@@ -158,6 +158,14 @@ def test_an_item_that_is_killed_each_time_ate_all_memory(isolated: Isolated[str,
     assert isolated.call("a") == "a"
 
 
+def test_large_items_and_results(isolated: Isolated[str, object]) -> None:
+    item = "large " + "x" * (20 * MEBIBYTE)
+    assert isolated.call(item) == item
+    # It dies before it has read all of this one.
+    assert outcome_of(isolated, "crash " + item) == "decoder_crashed"
+    assert isolated.call("a") == "a"
+
+
 def test_survives_the_death_of_an_idle_child(isolated: Isolated[str, object]) -> None:
     pid = isolated.call("pid")
     assert isinstance(pid, int)

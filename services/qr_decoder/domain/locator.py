@@ -70,7 +70,10 @@ class Locator(Protocol):
     name: str
 
     def locate(self, picture: Picture) -> list[Located]:
-        """Codes in a picture uint8 [height, width, 3] RGB, the surest first, each once."""
+        """Codes in a picture, the surest first, each once.
+
+        picture: uint8 [height, width, 3] RGB, or [height, width] grey.
+        """
         ...
 
 
@@ -165,7 +168,7 @@ class QuadLocator:
         self._confidence = confidence
 
     def locate(self, picture: Picture) -> list[Located]:
-        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        grey = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
         longest = max(grey.shape)
         seen = self._in(grey, self._first[0])
         if longest > self._first[1]:
@@ -243,7 +246,8 @@ def letterboxed(picture: Picture) -> tuple[NDArray[np.float32], float, tuple[int
     )
     left, top = (_SIDE - new_width) // 2, (_SIDE - new_height) // 2
     square = np.full((_SIDE, _SIDE, 3), _LETTERBOX, np.uint8)
-    square[top : top + new_height, left : left + new_width] = small
+    # A grey one is given to all three channels.
+    square[top : top + new_height, left : left + new_width] = np.atleast_3d(small)
     tensor = np.ascontiguousarray(square.transpose(2, 0, 1)[None].astype(np.float32) / 255.0)
     return tensor, scale, (left, top)
 
