@@ -318,24 +318,17 @@ def _levels(options: argparse.Namespace, journal: Journal, _: _Readers) -> None:
 
 def _scenes(options: argparse.Namespace, journal: Journal, readers: _Readers) -> None:
     for name in {**qr_scenes.CONDITIONS, **qr_scenes.SCENARIOS}:
-        for number, scene in enumerate(qr_scenes.scenes(name, options.scenes)):
-            for reader in journal.missing("scenes", name, str(number), readers.names):
+        for number in range(options.scenes):
+            missing = journal.missing("scenes", name, str(number), readers.names)
+            scene = qr_scenes.scene(name, number) if missing else None
+            for reader in missing:
+                assert scene is not None
                 found, times = _timed(readers[reader], scene.picture)
                 texts = [text for text, _ in found]
                 true = [text for text, _ in scene.codes]
                 right, false = sum(text in texts for text in true), len(set(texts) - set(true))
-                journal.add(
-                    Record(
-                        "scenes",
-                        name,
-                        str(number),
-                        reader,
-                        texts=len(true),
-                        right=right,
-                        false=false,
-                        **times,
-                    )
-                )
+                record = {"texts": len(true), "right": right, "false": false, **times}
+                journal.add(Record("scenes", name, str(number), reader, **record))
 
 
 # Memory.

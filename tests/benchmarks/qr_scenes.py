@@ -308,8 +308,16 @@ SCENARIOS: dict[str, tuple[Callable[[Random], Scene], float]] = {
 }
 
 
-def scenes(name: str, count: int, seed: int = 20241006) -> Iterator[Scene]:
+SEED = 20241006
+
+
+def scenes(name: str, count: int, seed: int = SEED) -> Iterator[Scene]:
     """`count` scenes of a condition or scenario; the same ones every time."""
-    make, _ = {**CONDITIONS, **SCENARIOS}[name]
     for number in range(count):
-        yield make(np.random.default_rng([seed, number, zlib.crc32(name.encode())]))
+        yield scene(name, number, seed)
+
+
+def scene(name: str, number: int, seed: int = SEED) -> Scene:
+    """One of them."""
+    make, _ = {**CONDITIONS, **SCENARIOS}[name]
+    return make(np.random.default_rng([seed, number, zlib.crc32(name.encode())]))
