@@ -59,15 +59,20 @@ def read_one(asked: Asked) -> Found:
     """The codes of one picture.
 
     Raises `Rejected` with a code of `visionmesh.images`, `unknown_profile`, and `profile_unavailable` when a
-    decoder that the profile names is not installed.
+    decoder that the profile names is not installed, or no locator that it asks is there.
     """
     from qr_decoder import domain
 
     # The profile `ultralight` loads no OpenCV, and needs nothing of what does.
     light = asked.profile == ULTRALIGHT
-    if not light:
-        _to_one_thread()
     try:
+        if not light:
+            _to_one_thread()
+            if domain.lacks_locators(asked.profile, _locators(asked.models_dir)):
+                raise Rejected(
+                    "profile_unavailable",
+                    f"No locator that profile {asked.profile!r} asks is in {asked.models_dir}.",
+                )
         result = domain.decode(
             asked.data,
             profile=asked.profile,

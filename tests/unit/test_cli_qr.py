@@ -82,3 +82,9 @@ def test_an_unknown_profile_says_which_there_are(folder: Path) -> None:
     result, _ = qr(str(folder), "--profile", "magic")
     assert result.exit_code == 2
     assert "ultralight" in result.stderr
+
+
+def test_a_profile_without_its_locators_is_said(folder: Path) -> None:
+    result, _ = qr(str(folder), "--profile", "locator-l")
+    assert result.exit_code == 2
+    assert "No locator that profile 'locator-l' asks" in result.stderr

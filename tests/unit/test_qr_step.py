@@ -234,3 +234,10 @@ def test_a_decoder_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(Rejected, match="'ultralight' is not installed") as caught:
         read_here(OBJECTS["raw-images/one.png"], profile="ultralight")
     assert caught.value.code == "profile_unavailable"
+
+
+@pytest.mark.parametrize("profile", ["onnx", "hybrid", "locator-l"])
+def test_a_profile_of_locators_that_are_not_there_is_said(profile: str) -> None:
+    with pytest.raises(Rejected, match=f"No locator that profile '{profile}' asks") as caught:
+        read_here(OBJECTS["raw-images/one.png"], profile=profile)
+    assert caught.value.code == "profile_unavailable"

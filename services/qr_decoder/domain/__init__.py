@@ -44,6 +44,7 @@ __all__ = [
     "UnknownLevelError",
     "annotated",
     "decode",
+    "lacks_locators",
     "levels_of",
     "locators_in",
     "read",
@@ -54,6 +55,9 @@ _MODULES: Final = {
     **dict.fromkeys(("Located", "Locator", "locators_in"), "locator"),
     "annotated": "drawing",
 }
+
+# The levels that read nothing without a locator, and the sizes that they ask.
+_ASKED: Final = {**{f"locator-{size}": (size,) for size in ("n", "s", "m", "l")}, "hybrid": ("s", "m")}
 
 
 def __getattr__(name: str) -> Any:
@@ -75,6 +79,17 @@ def decode(
     Raises `Rejected` with a code of `visionmesh.images`, and `UnknownLevelError`.
     """
     return read(images.decode_grey(data), profile=profile, budget_ms=budget_ms, locators=locators)
+
+
+def lacks_locators(profile: str, locators: Mapping[str, Locator]) -> bool:
+    """Whether a profile asks nothing but locators that are not there, so that it can read nothing.
+
+    Raises `UnknownLevelError`.
+    """
+    from qr_decoder.domain.cascade import levels_of
+
+    levels = levels_of(profile)
+    return all(level in _ASKED and locators.keys().isdisjoint(_ASKED[level]) for level in levels)
 
 
 def read(

@@ -175,11 +175,11 @@ def zbar(grey: Grey) -> Seen:
 
 
 def _four(polygon: Quad) -> Quad | None:
-    if len(polygon) == 4:
-        return polygon
+    """Four corners, clockwise: zxing-cpp would take what runs the other way as mirrored."""
     if len(polygon) < 3:
         return None
-    return np.asarray(cv2.boxPoints(cv2.minAreaRect(polygon)), np.float32)
+    quad = polygon if len(polygon) == 4 else np.asarray(cv2.boxPoints(cv2.minAreaRect(polygon)), np.float32)
+    return quad if cv2.contourArea(quad, oriented=True) > 0 else quad[::-1]
 
 
 DECODERS: Final[dict[str, Decoder]] = {"zxing": zxing, "zbar": zbar, "opencv": opencv}

@@ -131,7 +131,7 @@ def _by_zbar(image: Image.Image) -> list[Reading]:
     readings = []
     for each in found:
         quad = np.array([(point.x, point.y) for point in each.polygon], np.float32)
-        reading = _confirmed(image, quad, each.data) if _area(quad) >= _LEAST_AREA else None
+        reading = _confirmed(image, quad, each.data) if abs(_area(quad)) >= _LEAST_AREA else None
         if reading is not None:
             readings.append(reading)
     return readings
@@ -140,6 +140,8 @@ def _by_zbar(image: Image.Image) -> list[Reading]:
 def _confirmed(image: Image.Image, polygon: Quad, data: bytes) -> Reading | None:
     """What zxing-cpp reads in the place that zbar names, if it is what zbar read there."""
     quad = polygon if len(polygon) == 4 else _box(polygon)
+    if _area(quad) < 0:
+        quad = quad[::-1]
     for side in _RECTIFIED:
         onto = _perspective(side, quad)
         flat = image.transform(
@@ -177,8 +179,9 @@ def _box(polygon: Quad) -> Quad:
 
 
 def _area(polygon: Quad) -> float:
+    """In square pixels; negative when the corners run anticlockwise, which zxing-cpp takes as mirrored."""
     x, y = polygon[:, 0], polygon[:, 1]
-    return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2 if len(polygon) > 2 else 0.0
+    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2 if len(polygon) > 2 else 0.0
 
 
 def _known(codes: list[QrCode], reading: Reading, variant: _Scaled) -> bool:

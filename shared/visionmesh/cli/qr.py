@@ -38,14 +38,16 @@ def qr(
     from rich.console import Console
     from rich.progress import Progress
 
-    from qr_decoder.domain import UnknownLevelError, levels_of, locators_in
+    from qr_decoder.domain import UnknownLevelError, lacks_locators, locators_in
     from visionmesh.settings import get_settings
 
+    models = get_settings().models_dir
+    locators = locators_in(models)
     try:
-        levels_of(profile)
+        if lacks_locators(profile, locators):
+            fail(f"No locator that profile {profile!r} asks is in {models}.", 2)
     except UnknownLevelError as error:
         fail(str(error), 2)
-    locators = locators_in(get_settings().models_dir)
     files = list(pictures_of(paths))
     answers = []
     drawn: set[Path] = set()
