@@ -106,6 +106,9 @@ _FILL: Final = 0xFF
 _START_OF_SCAN: Final = 0xDA
 _BARE_MARKERS: Final = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 
+# Of what is copied at a time: small enough for memory that is used again and again.
+_STRIP_BYTES: Final = 64 * 1024
+
 # Decoders have all rows of a PNG before its last few bytes: the end of the last block and a checksum.
 _PNG_TAIL: Final = 32
 
@@ -158,7 +161,7 @@ def check_end(data: bytes) -> None:
 def decode(data: bytes, *, limits: Limits = LIMITS) -> NDArray[np.uint8]:
     """The whole picture, uint8 [height, width, 3], upright RGB. Raises `Rejected`."""
     with _opened(data, limits) as image:
-        return np.asarray(_flat_rgb(_eight_bit(_upright(image))))
+        return _pixels(_flat_rgb(_eight_bit(_upright(image))))
 
 
 def decode_grey(data: bytes, *, limits: Limits = LIMITS) -> NDArray[np.uint8]:
@@ -169,7 +172,7 @@ def decode_grey(data: bytes, *, limits: Limits = LIMITS) -> NDArray[np.uint8]:
     with _opened(data, limits) as image:
         image.draft("L", image.size)
         whole = _eight_bit(_upright(image))
-        return np.asarray(whole if whole.mode == "L" else _flat_rgb(whole).convert("L"))
+        return _pixels(whole if whole.mode == "L" else _flat_rgb(whole).convert("L"))
 
 
 def grey(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -311,6 +314,21 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         # A picture without an alpha channel may still name one colour that is transparent.
         return image.convert("RGBA") if "transparency" in image.info else image
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """The picture as an array, uint8 [height, width] or [height, width, 3].
+
+    Strip by strip: Pillow makes an array of a whole picture by way of two copies of it.
+    """
+    width, height = image.size
+    shape = (height, width) if image.mode == "L" else (height, width, 3)
+    pixels = np.empty(shape, np.uint8)
+    rows = max(_STRIP_BYTES // pixels[:1].nbytes, 1)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return pixels
 
 
 def _flat_rgb(image: Image.Image) -> Image.Image:
