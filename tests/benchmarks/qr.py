@@ -18,7 +18,7 @@ decoded RGB picture to the contents: a shared machine does not change them as it
 
 A whole run takes hours. With `--json FILE` what is measured is appended to that file and not measured again,
 and with `--seconds N` a run ends after so long: the same command, repeated until it says that all is done,
-makes the whole. `--report` only prints what the file holds, `--markdown` prints it as the tables of the docs.
+makes the whole. `--report` only prints what the file holds, and `--markdown docs/qr.md` puts it in there.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--json", type=Path, help="a file that keeps what was measured, from run to run")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end after so long; needs --json")
     parser.add_argument("--report", action="store_true", help="measure nothing, print what the file holds")
-    parser.add_argument("--markdown", action="store_true", help="print the tables of the docs")
+    parser.add_argument("--markdown", type=Path, help="a page whose tables are replaced by these figures")
     options = parser.parse_args(arguments)
     parts = options.parts.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
@@ -107,8 +107,9 @@ def main(arguments: Sequence[str] = ()) -> int:
                 PARTS[part](options, journal, readers)
         except OutOfTimeError:
             done = False
-    tell = qr_report.markdown if options.markdown else qr_report.text
-    tell(journal.records, wall=options.wall, misses=options.misses)
+    qr_report.text(journal.records, wall=options.wall, misses=options.misses)
+    if options.markdown:
+        qr_report.put(qr_report.markdown(journal.records, wall=options.wall), options.markdown)
     print("qr: all is done" if done else "qr: there is more to measure: the same command goes on")
     return 0
 
@@ -379,7 +380,10 @@ def _memory_of(process: str, field: str) -> float:
 def _service(options: argparse.Namespace, journal: Journal, _: _Readers) -> None:
     from benchmarks import qr_service
 
-    profiles = ["cascade", "light", "ultralight", *(["hybrid"] if {"s", "m"} <= _locators().keys() else [])]
+    sizes = _locators().keys()
+    profiles = ["cascade", "light", "ultralight", *(["onnx"] if "n" in sizes else [])]
+    profiles += [f"locator-{size}" for size in sizes if size != "n"]
+    profiles += ["hybrid"] if {"s", "m"} <= sizes else []
     os.sched_setaffinity(0, CORES)
     for profile in journal.missing("service", "", "scenarios", profiles):
         journal.check_time()

@@ -10,13 +10,16 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from benchmarks import qr_readers, qr_scenes
 from benchmarks.figures import percentile
 from visionmesh.settings import ROOT
 
 TURNS = (0, 90, 180, 270)
+
+# Between these, a page has the tables.
+BEGIN = "<!-- figures: mesh bench qr --json FILE --report --markdown docs/qr.md -->"
+END = "<!-- end of figures -->"
 
 
 class OutOfTimeError(Exception):
@@ -179,7 +182,7 @@ class _Records:
             ordered.sort()
             mean = sum(spent * weight for spent, weight in ordered)
             marks = {f"p{mark}": _mark(ordered, mark / 100) for mark in (50, 95, 99)}
-            found[reader] = {"right": right, "mean": mean, **marks}
+            found[reader] = {"right": right, "mean": mean, "rate": 1000 / mean, **marks}
         return found
 
 
@@ -304,58 +307,124 @@ def _text_of_scenes(of: _Records) -> None:
 # Markdown.
 
 
-def markdown(records: Sequence[Record], *, wall: bool, misses: bool = False) -> None:
-    """Prints the tables of docs/qr.md."""
-    del misses
+def markdown(records: Sequence[Record], *, wall: bool) -> str:
+    """The tables of docs/qr.md."""
     of = _Records(records, wall)
-    print(f"<!-- mesh bench qr --report --markdown; commits {', '.join(_commits(records))} -->")
-    print(f"Measured on {_machine()}; milliseconds are of {_clock(wall)}.\n")
+    lines = [
+        f"Measured at {', '.join(_commits(records))} on {_machine()}; milliseconds are of {_clock(wall)}.",
+        "",
+    ]
     for name in dict.fromkeys(record.reader for record in records):
         if name in qr_readers.NOTES:
-            print(f"`{name}` is {qr_readers.NOTES[name]}.\n")
-    _markdown_of_pictures(of)
-    _markdown_of_scenes(of)
-    _markdown_of_memory(of)
+            lines += [f"`{name}` is {qr_readers.NOTES[name]}.", ""]
+    for tables in (_choices, _markdown_of_scenes, _markdown_of_pictures, _markdown_of_memory):
+        lines += tables(of)
+    return "\n".join(lines)
 
 
-def _markdown_of_pictures(of: _Records) -> None:
+def put(tables: str, file: Path) -> None:
+    """Replaces the tables of a page, which stand between two comments."""
+    before, _, rest = file.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    file.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
+
+
+@dataclass
+class _Choice:
+    """A profile of ours. right: in the scenarios, by their shares; hard: in the conditions, all the same."""
+
+    profile: str
+    right: float
+    hard: float
+    mean: float
+    p95: float
+    memory: float
+
+
+def _choices(of: _Records) -> list[str]:
+    """The seed's tables of what to take for which need, of our profiles."""
+    memory = {record.reader: record.peak for record in of.of("service")}
+    weighted = of.weighted() if of.of("scenes") else {}
+    choices = []
+    for reader, figures in weighted.items():
+        profile = "onnx" if reader == "locator-n" else reader
+        if profile in memory:
+            shares = [
+                of.sums("scenes", lambda record, n=name: record.condition == n)[reader]  # type: ignore[misc]
+                for name in qr_scenes.CONDITIONS
+            ]
+            hard = sum(each.right / each.texts for each in shares) / len(shares)
+            choices.append(
+                _Choice(profile, figures["right"], hard, figures["mean"], figures["p95"], memory[profile])
+            )
+    if not choices:
+        return []
+    lines = ["### Which profile", ""]
+    head = ["profile", "right, scenarios", "right, conditions", "ms, mean", "ms, p95", "MiB at most"]
+    figures = [
+        [f"{each.right:.1%}", f"{each.hard:.1%}", *(f"{x:.0f}" for x in (each.mean, each.p95, each.memory))]
+        for each in choices
+    ]
+    lines += _table(head, [[f"`{each.profile}`", *row] for each, row in zip(choices, figures, strict=True)])
+    rows = []
+    for share in (0.7, 0.8, 0.9, 0.95):
+        able = [each for each in choices if each.hard >= share]
+        rows.append([f"at least {share:.0%} over the conditions", _named(able, lambda each: -each.mean)])
+    for mebibytes in (110, 128, 160, 256):
+        able = [each for each in choices if each.memory <= mebibytes]
+        rows.append([f"at most {mebibytes} MiB", _named(able, lambda each: each.hard)])
+    for milliseconds in (25, 50, 150):
+        able = [each for each in choices if each.p95 <= milliseconds]
+        rows.append([f"p95 at most {milliseconds} ms", _named(able, lambda each: each.hard)])
+    return lines + _table(["need", "profile"], rows)
+
+
+def _named(able: list[_Choice], worth: Callable[[_Choice], float]) -> str:
+    if not able:
+        return "none"
+    best = max(able, key=worth)
+    return f"`{best.profile}` ({best.hard:.1%}, {best.mean:.0f} ms, {best.memory:.0f} MiB)"
+
+
+def _markdown_of_pictures(of: _Records) -> list[str]:
     if not of.of("pictures"):
-        return
+        return []
     readers = list(of.sums("pictures"))
-    print("### Codes found in photographs, of those there are\n")
-    _row(["condition", "codes", *readers])
-    _row(["---", *["---:"] * (len(readers) + 1)])
-    rows: list[tuple[str, Pick]] = [
+    named: list[tuple[str, Pick]] = [
         (condition.removeprefix("boofcv "), lambda record, c=condition: record.condition == c)  # type: ignore[misc]
         for condition in of.conditions("pictures")
         if condition.startswith("boofcv")
     ]
-    rows.append(("**all of BoofCV**", lambda record: record.condition.startswith("boofcv")))
-    for name, pick in rows:
+    named.append(("**all of BoofCV**", lambda record: record.condition.startswith("boofcv")))
+    rows = []
+    for name, pick in named:
         sums = of.sums("pictures", pick)
         codes = max(each.codes for each in sums.values())
-        _row([name, f"{codes:.0f}", *[_count(sums.get(reader), "found") for reader in readers]])
+        rows.append([name, f"{codes:.0f}", *[_count(sums.get(reader), "found") for reader in readers]])
     for turn in TURNS:
         sums = of.sums("pictures", lambda record, t=turn: _is_turned(record, t))  # type: ignore[misc]
         if sums:
-            codes = max(each.texts for each in sums.values())
+            texts = max(each.texts for each in sums.values())
             shares = [_share(sums.get(reader)) for reader in readers]
-            _row([f"zxing at {turn}°, contents right", f"{codes:.0f}", *shares])
+            rows.append([f"zxing at {turn}°, contents right", f"{texts:.0f}", *shares])
     sums = of.sums("pictures")
-    _row(["ms, mean", "", *[f"{sums[reader].mean:.1f}" for reader in readers]])
-    _row(["ms, p50", "", *[f"{sums[reader].at(0.5):.1f}" for reader in readers]])
-    _row(["ms, p95", "", *[f"{sums[reader].at(0.95):.1f}" for reader in readers]])
+    rows.append(["ms, mean", "", *[f"{sums[reader].mean:.1f}" for reader in readers]])
+    for mark in (50, 95):
+        rows.append([f"ms, p{mark}", "", *[f"{sums[reader].at(mark / 100):.1f}" for reader in readers]])
     for condition in of.conditions("false"):
         false = of.sums("false", lambda record, c=condition: record.condition == c)  # type: ignore[misc]
         count = max(len(each.times) for each in false.values())
-        _row([f"false readings, {condition}", f"{count}", *[_count(false.get(r), "false") for r in readers]])
+        counts = [_count(false.get(reader), "false") for reader in readers]
+        rows.append([f"false readings, {condition}", f"{count}", *counts])
+    lines = ["### Codes found in photographs", "", *_table(["condition", "codes", *readers], rows)]
     mine, theirs, count = of.beside("cascade", "zxing-cpp")
     if count:
-        print(
-            f"\nOn the {count} pictures where zxing-cpp reads, the cascade takes {mine:.1f} ms and "
-            f"zxing-cpp {theirs:.1f} ms: {mine / theirs:.2f} times."
-        )
-    print()
+        lines += [
+            f"On the {count} pictures where zxing-cpp reads, the cascade takes {mine:.1f} ms and "
+            f"zxing-cpp {theirs:.1f} ms: {mine / theirs:.2f} times.",
+            "",
+        ]
+    return lines
 
 
 def _count(sums: Sum | None, what: str) -> str:
@@ -366,62 +435,52 @@ def _share(sums: Sum | None) -> str:
     return "" if sums is None or not sums.texts else f"{sums.right / sums.texts:.1%}"
 
 
-def _markdown_of_scenes(of: _Records) -> None:
+def _markdown_of_scenes(of: _Records) -> list[str]:
     if not of.of("scenes"):
-        return
+        return []
     readers = list(of.sums("scenes"))
-    print("### Codes read, by condition\n")
-    _row(["condition", "goal", *readers])
-    _row(["---", *["---:"] * (len(readers) + 1)])
+    rows = []
     for name, (_, goal) in {**qr_scenes.CONDITIONS, **qr_scenes.SCENARIOS}.items():
         sums = of.sums("scenes", lambda record, n=name: record.condition == n)  # type: ignore[misc]
         if sums:
             aim = f"{goal:.0f}%" if name in qr_scenes.CONDITIONS else ""
-            _row([name, aim, *[_share(sums.get(reader)) for reader in readers]])
+            rows.append([name, aim, *[_share(sums.get(reader)) for reader in readers]])
     weighted = of.weighted()
-    for label, key, unit, goal in (
-        ("**all scenarios, 85/10/3/2**", "right", "%", "92%"), ("ms, p50", "p50", "", "60"),
-        ("ms, p95", "p95", "", "150"), ("ms, p99", "p99", "", ""), ("ms, mean", "mean", "", ""),
+    for label, key, form, aim in (
+        ("**all scenarios, 85/10/3/2**", "right", ".1%", "92%"), ("ms, mean", "mean", ".1f", ""),
+        ("ms, p50", "p50", ".1f", "60"), ("ms, p95", "p95", ".1f", "150"), ("ms, p99", "p99", ".1f", ""),
+        ("pictures/s on one core", "rate", ".0f", "35"),
     ):  # fmt: skip
-        figures = [weighted[reader][key] if reader in weighted else None for reader in readers]
-        form = ".1%" if unit else ".1f"
-        _row([label, goal, *["" if each is None else format(each, form) for each in figures]])
-    rates = [f"{1000 / weighted[reader]['mean']:.0f}" if reader in weighted else "" for reader in readers]
-    _row(["pictures/s on one core", "35", *rates])
-    print()
+        cells = [format(weighted[reader][key], form) if reader in weighted else "" for reader in readers]
+        rows.append([label, aim, *cells])
+    count = len({record.case for record in of.of("scenes")})
+    head = ["condition", "the seed's large model, or goal", *readers]
+    return ["### Codes read, by condition", "", f"{count} scenes a row.", "", *_table(head, rows)]
 
 
-def _markdown_of_memory(of: _Records) -> None:
+def _markdown_of_memory(of: _Records) -> list[str]:
+    lines = []
     if of.of("service"):
-        print("### The service, all its processes\n")
-        _row(
-            ["profile", "MiB loaded", "MiB at most", "p50 ms", "p95 ms", "p99 ms", "pictures/s",
-             "pictures/s of one core's time"]
-        )  # fmt: skip
-        _row(["---", *["---:"] * 7])
-        for record in of.of("service"):
-            figures = (
-                record.loaded,
-                record.peak,
-                record.p50,
-                record.p95,
-                record.p99,
-                record.rate,
-                record.cpu_rate,
-            )
-            _row([record.reader, *[f"{each:.0f}" for each in figures]])
-        print()
+        head = ["profile", "MiB loaded", "MiB at most", "p50 ms", "p95 ms", "p99 ms", "pictures/s",
+                "pictures/s of one core's time"]  # fmt: skip
+        rows = [
+            [f"`{each.reader}`", *[f"{value:.0f}" for value in (
+                each.loaded, each.peak, each.p50, each.p95, each.p99, each.rate, each.cpu_rate
+            )]]
+            for each in of.of("service")
+        ]  # fmt: skip
+        lines += ["### The service over HTTP, by the clock, with all its processes", "", *_table(head, rows)]
     if of.of("memory"):
-        print("### A process with nothing but the reader\n")
-        _row(["reader", "MiB loaded", "MiB at most"])
-        _row(["---", "---:", "---:"])
-        for record in of.of("memory"):
-            _row([record.reader, f"{record.loaded:.0f}", f"{record.peak:.0f}"])
-        print()
+        rows = [[each.reader, f"{each.loaded:.0f}", f"{each.peak:.0f}"] for each in of.of("memory")]
+        lines += ["### A process with nothing but the reader", ""]
+        lines += _table(["reader", "MiB loaded", "MiB at most"], rows)
+    return lines
 
 
-def _row(cells: Sequence[Any]) -> None:
-    print(f"| {' | '.join(map(str, cells))} |")
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The first column is text, the others are figures."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return [*(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)), ""]
 
 
 def _commits(records: Sequence[Record]) -> list[str]:

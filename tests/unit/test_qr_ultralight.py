@@ -50,6 +50,20 @@ def test_a_large_picture_is_reduced_and_its_corners_are_not() -> None:
     assert np.abs(np.array(found.corners[0]) - (1500 + 6 * 16, 400 + 6 * 16)).max() < 5
 
 
+def test_what_is_too_small_in_the_reduced_picture_is_read_in_the_whole() -> None:
+    picture = np.full((2160, 3840), 255, np.uint8)
+    code = sheet("small", scale=2)
+    picture[1000 : 1000 + code.shape[0], 2001 : 2001 + code.shape[1]] = code
+    (found,) = domain.read(picture, profile="ultralight").codes
+    assert (found.level, found.preprocessing) == ("raw+zbar", "raw")
+
+
+def test_what_is_done_to_a_picture_is_told() -> None:
+    noisy = sheet("noisy", scale=12).astype(int) + np.random.default_rng(1).normal(0, 160, (396, 396))
+    (found,) = domain.read(np.clip(noisy, 0, 255).astype(np.uint8), profile="ultralight").codes
+    assert (found.level, found.preprocessing) == ("downscale+zbar", "downscale")
+
+
 def test_several_codes_and_dark_ones() -> None:
     codes = domain.read(sheet("left", "right", grey=40), profile="ultralight").codes
     assert {code.content for code in codes} == {"left", "right"}

@@ -1,9 +1,9 @@
 """The profile `ultralight`: zbar on what Pillow makes of a picture, without OpenCV, which it never loads.
 
-It reads less than the others, in less memory. Its levels are those of the cascade by these
-names: `raw+zbar`, `equalize+zbar`, `downscale+zbar`, on the picture reduced to 1280 pixels a side, until one
-has read a code. As everywhere, a reading of zbar's counts when zxing-cpp reads the same text in the place
-that zbar names.
+It reads less than the others, in less memory. Its levels are those of the cascade by these names: `raw+zbar`,
+`equalize+zbar`, `downscale+zbar`, on the picture reduced to 1280 pixels a side, until one has read a code;
+the first of them looks at the whole picture too. As everywhere, a reading of zbar's counts when zxing-cpp reads
+the same text in the place that zbar names.
 """
 
 from __future__ import annotations
@@ -52,23 +52,30 @@ class _Scaled:
         return np.asarray((corners + 0.5) * np.array(self.back, np.float32) - 0.5, np.float32)
 
 
-def _raw(base: _Scaled) -> Iterator[_Scaled]:
+def _raw(base: _Scaled, whole: _Scaled) -> Iterator[_Scaled]:
     yield base
+    if whole is not base:
+        yield whole
 
 
-def _equalize(base: _Scaled) -> Iterator[_Scaled]:
-    yield _Scaled("equalize", ImageOps.equalize(base.image), base.back)
+def _equalize(base: _Scaled, _: _Scaled) -> Iterator[_Scaled]:
+    yield _Scaled(_after(base, "equalize"), ImageOps.equalize(base.image), base.back)
 
 
-def _downscale(base: _Scaled) -> Iterator[_Scaled]:
+def _downscale(base: _Scaled, _: _Scaled) -> Iterator[_Scaled]:
     for factor in _FACTORS:
         if min(base.image.size) >= _LEAST_SIDE * factor:
             x, y = base.back
-            yield _Scaled("downscale", base.image.reduce(factor), (factor * x, factor * y))
+            yield _Scaled(_after(base, "downscale"), base.image.reduce(factor), (factor * x, factor * y))
+
+
+def _after(base: _Scaled, strategy: str) -> str:
+    """As the cascade names what was done to a picture."""
+    return strategy if base.name == "raw" else f"{base.name}+{strategy}"
 
 
 # With the numbers that the cascade has for them.
-LEVELS: Final[dict[str, tuple[int, Callable[[_Scaled], Iterator[_Scaled]]]]] = {
+LEVELS: Final[dict[str, tuple[int, Callable[[_Scaled, _Scaled], Iterator[_Scaled]]]]] = {
     "raw+zbar": (22, _raw),
     "equalize+zbar": (26, _equalize),
     "downscale+zbar": (29, _downscale),
@@ -85,18 +92,19 @@ def read(grey: Grey, *, budget_ms: float, clock: Callable[[], float] = time.perf
     codes: list[QrCode] = []
     tried: list[str] = []
     truncated = False
-    base = _reduced(Image.fromarray(grey))
+    whole = _Scaled("raw", Image.fromarray(grey), (1.0, 1.0))
+    base = _reduced(whole)
     for level, (number, variants) in LEVELS.items():
         if codes or truncated:
             break
         tried.append(level)
-        for variant in variants(base):
+        for variant in variants(base, whole):
             readings = _by_zbar(variant.image)
             spent = (clock() - began) * 1000
             for reading in readings:
                 # A code that says nothing is what noise looks like when it passes.
                 if reading.content and not _known(codes, reading, variant):
-                    codes.append(_code(reading, variant, level, number, base, spent))
+                    codes.append(_code(reading, variant, level, number, spent))
             truncated = spent > budget_ms
             if truncated:
                 break
@@ -110,11 +118,12 @@ def read(grey: Grey, *, budget_ms: float, clock: Callable[[], float] = time.perf
     )
 
 
-def _reduced(image: Image.Image) -> _Scaled:
+def _reduced(whole: _Scaled) -> _Scaled:
+    image = whole.image
     width, height = image.size
     factor = _REDUCED / max(width, height)
     if factor >= 1:
-        return _Scaled("raw", image, (1.0, 1.0))
+        return whole
     size = max(round(width * factor), 1), max(round(height * factor), 1)
     small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     return _Scaled("reduced", small, (width / size[0], height / size[1]))
@@ -196,8 +205,7 @@ def _known(codes: list[QrCode], reading: Reading, variant: _Scaled) -> bool:
     )
 
 
-def _code(reading: Reading, variant: _Scaled, level: str, number: int, base: _Scaled, spent: float) -> QrCode:
-    names = dict.fromkeys(name for name in (base.name, variant.name) if name != "raw")
+def _code(reading: Reading, variant: _Scaled, level: str, number: int, spent: float) -> QrCode:
     return QrCode(
         content=reading.content,
         data=reading.data,
@@ -206,8 +214,8 @@ def _code(reading: Reading, variant: _Scaled, level: str, number: int, base: _Sc
         symbology=reading.symbology,
         level_used=number,
         level=level,
-        preprocessing_applied=bool(names),
-        preprocessing="+".join(names) or "raw",
+        preprocessing_applied=variant.name != "raw",
+        preprocessing=variant.name,
         rotation_angle=None,
         confidence=confidence(reading.unused),
         processing_time_ms=round(spent, 3),
