@@ -2,8 +2,8 @@
 
 It reads less than the others, in less memory. Its levels are those of the cascade by these names: `raw+zbar`,
 `equalize+zbar`, `downscale+zbar`, on the picture reduced to 1280 pixels a side, until one has read a code;
-the first of them looks at the whole picture too. As everywhere, a reading of zbar's counts when zxing-cpp reads
-the same text in the place that zbar names.
+the first of them looks at the whole picture too. As everywhere, a reading of zbar's counts when zxing-cpp
+reads the same text in the place that zbar names.
 """
 
 from __future__ import annotations
