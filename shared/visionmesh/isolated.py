@@ -30,7 +30,7 @@ from visionmesh.observability import metrics
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Decoders leak. A new child costs half a second, so this many calls make it a quarter of a millisecond each.
+# Decoders leak. A new child costs 0.2 s of CPU, so this many calls make it a tenth of a millisecond each.
 _CALLS_PER_CHILD: Final = 2000
 
 # How often an item is tried whose child was ended by someone else (an operator, the kernel's OOM killer).
