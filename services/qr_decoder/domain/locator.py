@@ -40,7 +40,7 @@ FILES: Final = {
 }
 
 CONFIDENCE: Final = 0.5
-# Of our own locators, whose maps are steeper: at 0.4 none of the pictures without codes gives a place.
+# Of our own locators, whose maps are steeper.
 QUAD_CONFIDENCE: Final = 0.4
 _OVERLAP: Final = 0.3
 # The share of a place in another one from which one of them is no code: what one look or tile takes for a
