@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
@@ -118,6 +119,7 @@ def _asked(process: psutil.Process, port: int) -> dict[str, float]:
     }
 
 
+@cache
 def _pictures() -> list[bytes]:
     """The scenarios in their shares, one among the others, at least one of each."""
     pictures = []
