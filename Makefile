@@ -62,7 +62,8 @@ train-baseline: .venv-train/installed  ## a plain ResNet-20 to compare with; DAT
 
 train-locator: .venv-train/installed  ## a locator of QR codes from drawn pictures; SIZE=n PICTURES=n SEED=n
 	PYTHONPATH=models .venv-train/bin/python -m training.qr_locator --export models \
-		$(if $(SIZE),--size $(SIZE)) $(if $(PICTURES),--pictures $(PICTURES)) $(if $(SEED),--seed $(SEED))
+		$(if $(SIZE),--size $(SIZE)) $(if $(PICTURES),--pictures $(PICTURES)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(if $(NARROWER),--narrower $(NARROWER))
 
 # Environments of their own, for what cannot share one with the services.
 .venv-%/installed: requirements/%.txt

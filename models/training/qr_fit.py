@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from training import qr_export
+from training import qr_export, qr_grow
 from training.extractor import orthogonal
 from training.qr_locator import BATCH, CHANNELS, SIDE, TARGETS, batches
 from training.qr_net import FIELDS, WIDTHS, build
@@ -26,6 +26,8 @@ FILES = {
 }
 
 RATE = 3e-3
+# Of a net that begins with what a narrower one has learned.
+GROWN_RATE = 1e-3
 WARM_UP = 0.03
 # The share of the training over which the rate falls to nothing.
 COOL_DOWN = 0.45
@@ -97,16 +99,17 @@ def new(size: str) -> keras.Model:
 class Trapezoid(keras.optimizers.schedules.LearningRateSchedule):
     """Learning rate that rises, stays, and falls to zero: a training that stayed can be prolonged."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, rate: float = RATE) -> None:
         self.steps = steps
+        self.rate = rate
 
     def __call__(self, step: Any) -> Any:
         done = tf.cast(step, tf.float32) / self.steps
         share = tf.minimum(tf.minimum(done / WARM_UP, 1.0), (1 - done) / COOL_DOWN)
-        return RATE * tf.maximum(share, 0.002)
+        return self.rate * tf.maximum(share, 0.002)
 
     def get_config(self) -> dict[str, Any]:
-        return {"steps": self.steps}
+        return {"steps": self.steps, "rate": self.rate}
 
 
 @keras.saving.register_keras_serializable("visionmesh")
@@ -158,11 +161,22 @@ def _focal(logits: tf.Tensor, target: tf.Tensor, counts: tf.Tensor) -> tf.Tensor
     return tf.reduce_sum((hit + miss) * counts)
 
 
-def fit(size: str, *, pictures: int, seed: int, checkpoint: Path | None, workers: int) -> keras.Model:
-    """Trains a new net, or goes on with the one in `checkpoint`, until it has seen so many pictures."""
+def fit(
+    size: str,
+    *,
+    pictures: int,
+    seed: int,
+    checkpoint: Path | None,
+    workers: int,
+    narrower: tuple[str, Path] | None = None,
+) -> keras.Model:
+    """Trains a net until it has seen so many pictures: the one in `checkpoint`, or a new one.
+
+    narrower: size and .keras file of a trained net, from which a new one begins.
+    """
     keras.utils.set_random_seed(seed)
     steps = max(1, pictures // BATCH)
-    net, optimizer = _resumed(size, steps, checkpoint)
+    net, optimizer = _resumed(size, steps, checkpoint, narrower)
 
     @tf.function(
         input_signature=[
@@ -194,9 +208,17 @@ def fit(size: str, *, pictures: int, seed: int, checkpoint: Path | None, workers
     return net
 
 
-def _resumed(size: str, steps: int, checkpoint: Path | None) -> tuple[keras.Model, Muon]:
+def _resumed(
+    size: str, steps: int, checkpoint: Path | None, narrower: tuple[str, Path] | None
+) -> tuple[keras.Model, Muon]:
     net = new(size)
-    optimizer = Muon(Trapezoid(steps), weight_decay=WEIGHT_DECAY, adam_weight_decay=0.0, momentum=MOMENTUM)
+    rate = RATE
+    if narrower is not None:
+        rate = GROWN_RATE
+        smaller, file = narrower
+        qr_grow.grow(keras.saving.load_model(file), WIDTHS[smaller], net, WIDTHS[size])
+    schedule = Trapezoid(steps, rate)
+    optimizer = Muon(schedule, weight_decay=WEIGHT_DECAY, adam_weight_decay=0.0, momentum=MOMENTUM)
     optimizer.build(net.trainable_variables)
     net.compile(optimizer)
     if checkpoint is not None and checkpoint.exists():
@@ -214,14 +236,20 @@ def _keep(net: keras.Model, checkpoint: Path) -> None:
     os.replace(unfinished, checkpoint)
 
 
-def write(net: keras.Model, size: str, folder: Path, *, pictures: int, seed: int) -> None:
-    """The net as an ONNX file, and its table in `models.toml` beside those that are there."""
+def write(
+    net: keras.Model, size: str, folder: Path, *, pictures: int, seed: int, narrower: str | None = None
+) -> None:
+    """The net as an ONNX file, and its table in `models.toml` beside those that are there.
+
+    narrower: size of the net that it began as.
+    """
     name, path = f"locator-{size}", folder / TABLE
     tables = tables_in(folder)
     tables[name] = {
         "version": VERSION,
         "licence": "Apache-2.0",
-        "training": f"python -m training.qr_locator --size {size} --pictures {pictures} --seed {seed}",
+        "training": f"python -m training.qr_locator --size {size} --pictures {pictures} --seed {seed}"
+        + (f" --narrower {narrower} {narrower}.keras" if narrower else ""),
         "seed": seed,
         "kind": "locator",
         "family": "convolutional net",

@@ -157,15 +157,24 @@ def main() -> None:
 
     if arguments.threads:
         qr_fit.use_threads(arguments.threads)
+    narrower = None if arguments.narrower is None else (arguments.narrower[0], Path(arguments.narrower[1]))
     net = qr_fit.fit(
         arguments.size,
         pictures=arguments.pictures,
         seed=arguments.seed,
         checkpoint=arguments.checkpoint,
         workers=arguments.workers,
+        narrower=narrower,
     )
     if arguments.export is not None:
-        qr_fit.write(net, arguments.size, arguments.export, pictures=arguments.pictures, seed=arguments.seed)
+        qr_fit.write(
+            net,
+            arguments.size,
+            arguments.export,
+            pictures=arguments.pictures,
+            seed=arguments.seed,
+            narrower=None if narrower is None else narrower[0],
+        )
 
 
 def _arguments() -> argparse.Namespace:
@@ -179,6 +188,12 @@ def _arguments() -> argparse.Namespace:
         "--checkpoint",
         type=Path,
         help="a .keras file that is written now and then, and resumed from when there",
+    )
+    parser.add_argument(
+        "--narrower",
+        nargs=2,
+        metavar=("SIZE", "FILE"),
+        help="a trained net's size and .keras file, from which a wider one begins",
     )
     parser.add_argument("--export", type=Path, help="folder to write the .onnx file and its table to")
     return parser.parse_args()
