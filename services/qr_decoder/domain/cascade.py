@@ -354,7 +354,7 @@ def _locator(size: str, scene: Scene) -> Iterator[Attempt | None]:
     locator = scene.locators.get(size)
     if locator is None:
         return
-    for found in locator.locate(_rgb(scene)):
+    for found in locator.locate(scene.picture):
         if not any(_inside(quad, found.corners.mean(axis=0)) for quad in scene.read):
             yield _crop(scene, found.corners)
 
@@ -362,18 +362,14 @@ def _locator(size: str, scene: Scene) -> Iterator[Attempt | None]:
 def _hybrid(scene: Scene) -> Iterator[Attempt | None]:
     """The small locator, and the medium one where the small one is unsure or finds nothing."""
     small, medium = scene.locators.get("s"), scene.locators.get("m")
-    places = [] if small is None else small.locate(_rgb(scene))
+    places = [] if small is None else small.locate(scene.picture)
     for found in places:
         yield _crop(scene, found.corners)
     sure = bool(scene.read) and all(found.confidence > UNSURE for found in places)
     if medium is not None and not sure:
-        for found in medium.locate(_rgb(scene)):
+        for found in medium.locate(scene.picture):
             if not any(_inside(quad, found.corners.mean(axis=0)) for quad in scene.read):
                 yield _crop(scene, found.corners)
-
-
-def _rgb(scene: Scene) -> NDArray[np.uint8]:
-    return scene.picture if scene.picture.ndim == 3 else cv2.cvtColor(scene.picture, cv2.COLOR_GRAY2RGB)
 
 
 # Numbers are stored with codes: new levels go to the end.
