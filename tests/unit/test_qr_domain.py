@@ -325,7 +325,8 @@ class Pointing:
         self.asked = 0
 
     def locate(self, picture: Grey) -> list[Located]:
-        assert picture.ndim == 3
+        # As it is: three channels of 8 megapixels would be 25 MB.
+        assert picture.ndim == 2
         self.asked += 1
         return self.places
 
