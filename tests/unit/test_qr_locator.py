@@ -136,9 +136,26 @@ def test_a_model_of_our_own_gives_quads_in_the_pixels_of_the_picture() -> None:
 
 @pytest.mark.parametrize("seen", [[(20, 50, 0.9)], [(20, 100, 0.3)], []], ids=["small", "unsure", "nothing"])
 def test_a_large_picture_is_looked_at_in_detail_where_the_whole_does_not_tell(seen: list[Any]) -> None:
-    model = Looks({640: seen, 1920: [(900, 60, 0.8)]})
-    assert 0.8 in confidences(QuadLocator("n", model).locate(LARGE))
-    assert model.shown[2:] == [(1, 1088, 1920)]
+    model = Looks({640: seen, 1120: [(900, 60, 0.8)]})
+    found = QuadLocator("n", model).locate(LARGE)
+    assert 0.8 in confidences(found)
+    # In two parts, that share what the largest code takes.
+    assert model.shown[2:] == [(1, 1088, 1120)] * 2
+    assert sorted(int(each.corners[0, 0]) for each in found if each.confidence > 0.7)[-2:] == [900, 1720]
+
+
+def test_parts_of_a_picture_are_all_of_it() -> None:
+    for shape in [(1440, 1920), (1920, 1440), (1080, 1920), (1920, 1920), (50, 1920), (1, 1), (1920, 1)]:
+        grey = np.zeros(shape, np.uint8)
+        shared = np.argmax(shape)
+        end = None
+        for top, left, part in locator._parts(grey, 280):
+            assert 0 < part.size <= locator._PART
+            assert np.shares_memory(part, grey[top:, left:])
+            assert end in (None, (top, left)[shared] + 280)
+            end = (top, left)[shared] + part.shape[shared]
+            part += 1
+        assert grey.min() >= 1
 
 
 def test_a_small_picture_is_looked_at_once() -> None:

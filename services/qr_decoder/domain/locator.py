@@ -17,8 +17,9 @@ Two families of models are understood, told apart by their inputs and outputs:
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -54,6 +55,10 @@ _LETTERBOX: Final = 114
 _TILED: Final = 1920
 _TILE: Final = 1280
 _TILE_STEP: Final = 960
+
+
+# Pixels that a locator of our own sees at once.
+_PART: Final = 1_250_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,15 +194,38 @@ class QuadLocator:
         factor = min(1.0, look / max(grey.shape))
         if factor < 1:
             grey = cv2.resize(grey, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        found = []
+        for top, left, part in _parts(grey, round(self._sides[1])):
+            for quad, score in self._of_part(part):
+                corners = (quad + (left, top) + 0.5) / factor - 0.5
+                found.append(Located(corners.astype(np.float32), score))
+        return found
+
+    def _of_part(self, grey: Picture) -> Iterator[tuple[Quad, float]]:
         bottom, right = -grey.shape[0] % 32, -grey.shape[1] % 32
         grey = cv2.copyMakeBorder(grey, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
         quads, scores = self._session.run(["quads", "scores"], {"picture": grey[None]})
         least, most = self._sides
-        return [
-            Located(((quad + 0.5) / factor - 0.5).astype(np.float32), float(score))
-            for quad, score in zip(quads, scores, strict=True)
-            if score >= self._confidence * self._doubtful and least**2 <= cv2.contourArea(quad) <= most**2
-        ]
+        for quad, score in zip(quads, scores, strict=True):
+            if score >= self._confidence * self._doubtful and least**2 <= cv2.contourArea(quad) <= most**2:
+                yield quad, float(score)
+
+
+def _parts(grey: Picture, overlap: int) -> Iterator[tuple[int, int, Picture]]:
+    """The picture in parts along its longer side, each with its top and left, that share `overlap` pixels.
+
+    A net takes 20 bytes and more for each pixel that it sees at once.
+    """
+    height, width = grey.shape
+    longest = max(height, width)
+    count = max(1, math.ceil((longest - overlap) / max(_PART // min(height, width) - overlap, 1)))
+    side = math.ceil((longest + (count - 1) * overlap) / count)
+    for number in range(count):
+        start = number * (side - overlap)
+        if height < width:
+            yield 0, start, grey[:, start : start + side]
+        else:
+            yield start, 0, grey[start : start + side]
 
 
 class YoloLocator:
