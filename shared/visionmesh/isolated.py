@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 from visionmesh.errors import Rejected, Unavailable
-from visionmesh.isolated_child import Begin, Outcome
+from visionmesh.isolated_child import NO_MEMORY, Begin, Outcome
 from visionmesh.observability import metrics
 
 T = TypeVar("T")
@@ -76,7 +76,12 @@ class Isolated(Generic[T, R]):
             self._free.put(place)
 
     def __enter__(self) -> Isolated[T, R]:
-        self.start()
+        try:
+            self.start()
+        # Who can't enter won't leave.
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -117,6 +122,10 @@ class Isolated(Generic[T, R]):
                 # Ended from outside, perhaps for what another process did.
                 if exit_code in _FROM_OUTSIDE:
                     continue
+                if exit_code == NO_MEMORY:
+                    raise Rejected(
+                        "memory_exceeded", "The file takes more memory than its reader is given."
+                    ) from None
                 raise _crashed() from None
             finally:
                 self._free.put(place)
@@ -168,7 +177,11 @@ class _Place:
                 metrics.ISOLATED_RESTARTS.labels("crash").inc()
                 self._child = None
             if self._child is None:
-                self._child = _Child(self._begin, self._preload)
+                try:
+                    self._child = _Child(self._begin, self._preload)
+                # The system has no process, memory or descriptor for one.
+                except OSError as error:
+                    raise Unavailable("isolated", f"a child can't be started: {error}") from error
             return self._child
 
     def call(self, item: Any) -> Outcome:
@@ -192,7 +205,10 @@ class _Place:
         """Ends a child and starts the next, whose imports are then under way when it is needed."""
         child.end()
         with self._lock:
-            self._child = None if self._closed else _Child(self._begin, self._preload)
+            self._child = None
+        # Whoever needs it is told; the call that is over has its own outcome.
+        with suppress(Unavailable):
+            self.child()
 
     def close(self) -> None:
         with self._lock:
@@ -226,8 +242,9 @@ class _Child:
         self._items, self._outcomes = ours.makefile("wb"), ours.makefile("rb")
         self._is_ready = False
         self.calls = 0
-        # Small enough to wait in the socket until it has begun to read.
-        self._socket.sendall(pickle.dumps(preload) + pickle.dumps(begin))
+        # Small enough to wait in the socket until it has begun to read. Of its end `wait_until_ready` tells.
+        with suppress(ConnectionError):
+            self._socket.sendall(pickle.dumps(preload) + pickle.dumps(begin))
 
     def has_ended(self) -> bool:
         return self._process.poll() is not None

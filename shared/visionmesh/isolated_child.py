@@ -9,6 +9,7 @@ import os
 import pickle
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from visionmesh.errors import Rejected
 # A child that works for a service that was killed has nobody to end it: its own alarm does, this long after
 # the deadline.
 _ALARM_SECONDS: Final = 1.0
+
+# Exit status of a child that has no room for an item.
+NO_MEMORY: Final = 71
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +59,24 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    with os.fdopen(descriptor, "rb") as items, os.fdopen(os.dup(descriptor), "wb") as outcomes:
-        for module in pickle.load(items):
-            # What is not installed is missed by the function, which can say so.
-            with suppress(ImportError):
-                import_module(module)
-        begin: Begin = pickle.load(items)
-        _confine(begin.memory_bytes)
-        _write(outcomes, pickle.dumps(Ready()))
-        while True:
-            try:
-                item = pickle.load(items)
-            except EOFError:
-                return
-            _write(outcomes, _outcome(begin, item))
+    # The system closes the socket, when the process has its exit status: who sees the end can ask for that.
+    items = os.fdopen(descriptor, "rb", closefd=False)
+    outcomes = os.fdopen(descriptor, "wb", closefd=False)
+    for module in pickle.load(items):
+        # What is not installed is missed by the function, which can say so.
+        with suppress(ImportError):
+            import_module(module)
+    begin: Begin = pickle.load(items)
+    _confine(begin.memory_bytes)
+    _write(outcomes, pickle.dumps(Ready()))
+    while True:
+        try:
+            item = pickle.load(items)
+        except EOFError:
+            return
+        except MemoryError:
+            sys.exit(NO_MEMORY)
+        _write(outcomes, _outcome(begin, item))
 
 
 def _write(file: BinaryIO, data: bytes) -> None:

@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.isolated import Isolated
+from visionmesh.observability import metrics
 
 MEBIBYTE = 1024 * 1024
 
@@ -36,6 +39,8 @@ def native(item: str) -> object:
             Path(argument).touch()
         # In native code, with signals that no Python handler gets to see.
         ctypes.CDLL(None).sleep(60)
+    if what == "exit":
+        sys.exit(3)
     if what == "eat":
         return len(bytearray(int(argument) * MEBIBYTE))
     if what == "reject":
@@ -77,6 +82,11 @@ def outcome_of(isolated: Isolated[str, object], item: str) -> object:
         return isolated.call(item)
     except Rejected as error:
         return error.code
+
+
+def restarts() -> float:
+    """How many children crashed so far."""
+    return metrics.ISOLATED_RESTARTS.labels("crash")._value.get()
 
 
 PRELOADING = """
@@ -124,6 +134,18 @@ def test_native_code_that_hangs_meets_its_deadline() -> None:
 def test_too_much_memory(isolated: Isolated[str, object]) -> None:
     assert isolated.call("eat 100") == 100 * MEBIBYTE
     assert outcome_of(isolated, "eat 300") == "memory_exceeded"
+    assert isolated.call("a") == "a"
+
+
+def test_an_item_for_which_the_child_has_no_room(isolated: Isolated[str, object]) -> None:
+    before = restarts()
+    assert outcome_of(isolated, "x" * (300 * MEBIBYTE)) == "memory_exceeded"
+    assert restarts() == before + 1, "it is no use to try it again"
+    assert isolated.call("a") == "a"
+
+
+def test_a_child_that_exits_was_not_ended_from_outside(isolated: Isolated[str, object]) -> None:
+    assert outcome_of(isolated, "exit") == "decoder_crashed"
     assert isolated.call("a") == "a"
 
 
@@ -224,15 +246,58 @@ def test_pictures_are_read_at_once_in_several_processes(tmp_path: Path) -> None:
         assert list(threads.map(isolated.call, names)) == names
 
 
-def test_a_child_that_does_not_start_is_no_fault_of_the_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A module that only this process has.
+@pytest.fixture
+def unknown(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """A function of a module that only this process has."""
     module = ModuleType("only_here")
     exec("def function(item): return item", module.__dict__)
     monkeypatch.setitem(sys.modules, "only_here", module)
-    isolated: Isolated[str, str] = Isolated(module.function, deadline_seconds=5, memory_bytes=256 * MEBIBYTE)
-    with pytest.raises(Unavailable, match="did not start"):
+    function: Callable[[str], str] = module.function
+    return function
+
+
+def test_a_child_that_does_not_start_is_no_fault_of_the_item(unknown: Callable[[str], str]) -> None:
+    isolated = Isolated(unknown, deadline_seconds=5, memory_bytes=256 * MEBIBYTE)
+    with pytest.raises(Unavailable, match=r"did not start: exit status 1$"):
         isolated.call("a")
     isolated.close()
+
+
+def test_who_can_not_start_leaves_no_children(unknown: Callable[[str], str]) -> None:
+    before = os.listdir("/proc/self/fd")
+    isolated = Isolated(unknown, deadline_seconds=5, memory_bytes=256 * MEBIBYTE, processes=2)
+    with pytest.raises(Unavailable), isolated:
+        pass
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_child_that_ends_before_it_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(_: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        process = popen(["/bin/false"], **options)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        return process
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", ended)
+    isolated = Isolated(native, deadline_seconds=5, memory_bytes=256 * MEBIBYTE)
+    with pytest.raises(Unavailable, match=r"exit status 1$"):
+        isolated.call("a")
+    isolated.close()
+
+
+def test_a_system_without_room_for_a_child_is_no_fault_of_the_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Isolated(native, deadline_seconds=5, memory_bytes=256 * MEBIBYTE, calls_per_child=1) as isolated:
+        with monkeypatch.context() as patched:
+            patched.setattr(subprocess, "Popen", no_process)
+            # The child that is there answers; there is none to take its place.
+            assert isolated.call("a") == "a"
+            with pytest.raises(Unavailable, match="can't be started"):
+                isolated.call("b")
+        assert isolated.call("c") == "c"
+
+
+def no_process(*_: object, **__: object) -> None:
+    raise BlockingIOError(errno.EAGAIN, "no process")
 
 
 # One child is inside a call, which only its alarm ends; the idle one sees that nobody is left.
