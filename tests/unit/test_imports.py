@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,17 @@ def test_the_object_store_loads_no_cryptography_of_the_admin_interface() -> None
 def test_the_admin_interface_is_there_for_who_asks_for_it() -> None:
     loaded = loaded_by("import visionmesh.object_store; from minio.minioadmin import MinioAdmin")
     assert "Crypto" in loaded
+
+
+@pytest.mark.parametrize("line", ["", "from minio.minioadmin import MinioAdmin, SomethingNew"])
+def test_another_release_of_minio_is_imported_too(tmp_path: Path, line: str) -> None:
+    (tmp_path / "minio").mkdir()
+    (tmp_path / "minio" / "__init__.py").write_text(f"{line}\nMinio = 1")
+    (tmp_path / "minio" / "minioadmin.py").write_text("MinioAdmin = SomethingNew = 2")
+    program = (
+        f"sys.path.insert(0, {str(tmp_path)!r})\nimport visionmesh.lean_minio, minio; assert minio.Minio == 1"
+    )
+    assert ("minio.minioadmin" in loaded_by(program)) == bool(line)
 
 
 def test_pictures_load_no_codecs_of_heif() -> None:
