@@ -78,7 +78,7 @@ def test_nothing_has_no_outline() -> None:
         cv2.putText(print_lines, "lines of print, one below the other", (10, y), 0, 0.8, 40, 1)
     faint = generator.normal(128, 4, (300, 300)).astype(np.uint8)
     for picture in (print_lines, faint, np.zeros((200, 300), np.uint8), np.full((1, 400), 9, np.uint8)):
-        assert outlines(picture) == []
+        assert list(outlines(picture)) == []
 
 
 @pytest.mark.parametrize("turn", range(4))
@@ -154,3 +154,26 @@ def test_patterns_of_different_size_are_no_pair() -> None:
     picture[500 : 500 + len(large), 700 : 700 + len(large)] = large
     for pair in finders.pairs(finders.find_finders(picture), 99):
         assert (pair.outline[:, 0] < 600).all() or (pair.outline[:, 0] > 400).all()
+
+
+def test_a_pattern_of_rings_is_no_sheet_of_thousands_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = 0
+
+    def counted(finder: finders.Finder, direction: NDArray[np.float32]) -> float:
+        nonlocal looked_at
+        looked_at += 1
+        return askew(finder, direction)
+
+    askew = finders._askew
+    monkeypatch.setattr(finders, "_askew", counted)
+    square = np.array([[-10, -10], [10, -10], [10, 10], [-10, 10]], np.float32)
+    # The first two are larger, as those of a code on patterned cloth.
+    rings = [
+        finders.Finder(np.array(at, np.float32), square * 3 + at, 12.0) for at in ((40, 900), (400, 900))
+    ]
+    for n in range(900):
+        at = np.array((n % 30 * 90 + 30, n // 30 * 40 - 2000), np.float32)
+        rings.append(finders.Finder(at, square + at, 4.0))
+    found = finders.pairs(rings, 10_000)
+    assert looked_at <= 2 * finders._PAIRS_LOOKED_AT
+    assert any(np.abs(pair.outline.mean(axis=0) - (220, 720)).max() < 5 for pair in found)

@@ -65,6 +65,9 @@ _LARGEST: Final = 170.0
 _NEIGHBOURS: Final = 14
 _PER_CORNER: Final = 6
 
+# Pairs that are looked at in one picture: a pattern of rings has many thousands, and each takes 0.1 ms.
+_PAIRS_LOOKED_AT: Final = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Finder:
@@ -359,19 +362,37 @@ def pairs(finders: Sequence[Finder], most: int) -> list[Pair]:
     """
     found: list[Pair] = []
     axes = [_axes(finder) for finder in finders]
-    for n, one in enumerate(finders):
-        for m in range(n):
-            other = finders[m]
-            larger, smaller = max(one.module, other.module), min(one.module, other.module)
-            away = other.centre - one.centre
-            if larger < _PAIR_SCALES * smaller and float(np.hypot(*away)) > _LEAST_DISTANCE * smaller:
-                askew = _askew(one, away), _askew(other, away)
-                if max(askew) < _PAIR_ASKEW:
-                    found += _neighbours(one.centre, away, axes[n], axes[m], max(askew))
-                elif min(askew) > _PAIR_DIAGONAL:
-                    found += _opposite(one, other, away)
+    for n, m in _partners(finders):
+        one, other = finders[n], finders[m]
+        away = other.centre - one.centre
+        askew = _askew(one, away), _askew(other, away)
+        if max(askew) < _PAIR_ASKEW:
+            found += _neighbours(one.centre, away, axes[n], axes[m], max(askew))
+        elif min(askew) > _PAIR_DIAGONAL:
+            found += _opposite(one, other, away)
     found.sort(key=lambda each: each.cost)
     return found[:most]
+
+
+def _partners(finders: Sequence[Finder]) -> list[tuple[int, int]]:
+    """Numbers of two finder patterns of about one size, the later first, that don't lie in one another.
+
+    The nearest partner of each is taken first, and of those the largest; then the second nearest.
+    """
+    if len(finders) < 2:
+        return []
+    centres = np.array([each.centre for each in finders])
+    modules = np.array([each.module for each in finders])
+    found: list[tuple[int, float, int, int]] = []
+    for n in range(1, len(finders)):
+        away = centres[:n] - centres[n]
+        distance = np.hypot(away[:, 0], away[:, 1])
+        larger, smaller = np.maximum(modules[:n], modules[n]), np.minimum(modules[:n], modules[n])
+        fit = (larger < _PAIR_SCALES * smaller) & (distance > _LEAST_DISTANCE * smaller)
+        near = np.flatnonzero(fit)
+        near = near[np.argsort(distance[near])][:_NEIGHBOURS]
+        found += [(rank, -float(smaller[m]), n, int(m)) for rank, m in enumerate(near)]
+    return sorted((n, m) for _, _, n, m in sorted(found)[:_PAIRS_LOOKED_AT])
 
 
 def _axes(finder: Finder) -> Points:

@@ -34,8 +34,11 @@ _FILLED: Final = 0.7
 _ROUNDED: Final = 0.008
 
 
-def outlines(grey: Grey) -> list[Quad]:
-    """Quadrilaterals that may be codes, float32 [4, 2] in pixels, clockwise on the picture; each once."""
+def outlines(grey: Grey) -> Iterator[Quad]:
+    """Quadrilaterals that may be codes, float32 [4, 2] in pixels, clockwise on the picture; each once.
+
+    One at a time: a sheet of stamps has hundreds, and who asks may have no time for all.
+    """
     small, factor = grey, 1
     while max(small.shape) > _SIDE and min(small.shape) > 1:
         even = small[: small.shape[0] // 2 * 2, : small.shape[1] // 2 * 2]
@@ -45,7 +48,7 @@ def outlines(grey: Grey) -> list[Quad]:
     for quad in _in_edges(small):
         if not any(_same(quad, other) for other in found):
             found.append(quad)
-    return [((quad + 0.5) * factor - 0.5).astype(np.float32) for quad in found]
+            yield ((quad + 0.5) * factor - 0.5).astype(np.float32)
 
 
 def _in_edges(grey: Grey) -> Iterator[Quad]:
