@@ -164,6 +164,19 @@ def test_a_small_picture_is_looked_at_once() -> None:
     assert model.shown == [(1, 224, 160)]
 
 
+@pytest.mark.parametrize("shape", [(1, 3000), (9000, 2), (20, 12_000)])
+def test_a_strip_has_no_room_for_a_code(shape: tuple[int, int]) -> None:
+    model = Looks({})
+    assert QuadLocator("n", model).locate(np.zeros(shape, np.uint8)) == []
+    assert model.shown == []
+
+
+def test_a_strip_is_looked_at_where_it_has_room_for_a_code() -> None:
+    model = Looks({})
+    assert QuadLocator("n", model).locate(np.zeros((60, 3000), np.uint8)) == []
+    assert model.shown == [(1, 64, 1920)]
+
+
 def test_the_likeliest_places_are_given_where_none_is_sure() -> None:
     doubtful = [
         (at, 20.0, score) for at, score in ((0, 0.21), (40, 0.35), (80, 0.25), (120, 0.3), (160, 0.1))

@@ -192,6 +192,9 @@ class QuadLocator:
 
     def _in(self, grey: Picture, look: int) -> list[Located]:
         factor = min(1.0, look / max(grey.shape))
+        # A strip without room for a code may have no row of pixels left.
+        if factor * min(grey.shape) < self._sides[0]:
+            return []
         if factor < 1:
             grey = cv2.resize(grey, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
         found = []
