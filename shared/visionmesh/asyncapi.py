@@ -12,9 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
-from visionmesh.contracts import ImageFeatures, ImageUploaded
 from visionmesh.settings import ROOT
-from visionmesh.topics import DEAD_LETTER_MAX_BYTES, DEAD_LETTER_RETENTION_MS, PARTITIONS, TOPICS, Topic
+from visionmesh.topics import DEAD_LETTER_MAX_BYTES, DEAD_LETTER_RETENTION_MS, PARTITIONS, TOPICS, AnyTopic
 
 PATH: Final = ROOT / "docs" / "asyncapi.json"
 
@@ -96,7 +95,7 @@ def _in_the_dialect_of_json_schema(schemas: dict[str, Any]) -> None:
                 field["pattern"] = field["pattern"].replace(r"\Z", "$")
 
 
-def _channel(topic: Topic[ImageUploaded] | Topic[ImageFeatures]) -> dict[str, Any]:
+def _channel(topic: AnyTopic) -> dict[str, Any]:
     return {
         "address": topic.name,
         "description": topic.description,
@@ -118,9 +117,7 @@ def _channel(topic: Topic[ImageUploaded] | Topic[ImageFeatures]) -> dict[str, An
     }
 
 
-def _dead_letter_channel(
-    name: str, topic: Topic[ImageUploaded] | Topic[ImageFeatures], group: str
-) -> dict[str, Any]:
+def _dead_letter_channel(name: str, topic: AnyTopic, group: str) -> dict[str, Any]:
     return {
         "address": name,
         "description": f"What {group} could not process of {topic.name}.",
