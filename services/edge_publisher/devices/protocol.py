@@ -95,7 +95,8 @@ class Device(Protocol):
     async def read(self) -> Reading:
         """One reading, made no longer ago than the driver allows, else the next one.
 
-        For any number of callers. It is one of `readings`, never a further one. Raises `Unavailable` when there is none in time.
+        For any number of callers. It is one of `readings`, never a further one. Raises `Unavailable` when
+        there is none in time.
         """
 
     async def close(self) -> None:
