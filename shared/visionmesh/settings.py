@@ -1,19 +1,23 @@
 """Every setting of every service, typed, in one place.
 
-Each field is read from the environment variable `MESH_<FIELD IN CAPITALS>`, an empty one being none; its
-description says what it does. A setting that does not parse stops the process at start with the name of
-the variable and the reason.
+Each field is read from the environment variable `MESH_<FIELD IN CAPITALS>` (those of an edge-publisher from
+`EDGE_<FIELD IN CAPITALS>`), an empty one being none; its description says what it does. A setting that does
+not parse stops the process at start with the name of the variable and the reason.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import socket
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from visionmesh.contracts import DEVICE_ID_PATTERN
 
 # `shared/visionmesh/settings.py` is two folders below the repository (or the image's /app).
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,6 +167,11 @@ class Settings(BaseSettings):
     )
     qr_processes: int = Field(default=1, ge=1, description="pictures that are read at once")
 
+    # Sensors
+    sensor_retention_days: int = Field(
+        default=30, ge=0, description="full days of readings that are kept besides today; 0 keeps all"
+    )
+
     # Observability
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least level logged"
@@ -180,12 +189,61 @@ class Settings(BaseSettings):
             raise ValueError('has to be a list in JSON, for example ["night"]') from error
 
 
+class EdgeSettings(BaseSettings):
+    """What an edge-publisher needs besides, read from `EDGE_<FIELD IN CAPITALS>`: it is about one device."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="EDGE_", extra="ignore", frozen=True, env_ignore_empty=True, enable_decoding=False
+    )
+
+    device_id: str = Field(
+        default_factory=lambda: re.sub(r"[^A-Za-z0-9._:\-]", "-", socket.gethostname())[:128] or "edge",
+        # `$` is the very end to pydantic, which does not know Python's own mark of it.
+        pattern=DEVICE_ID_PATTERN.replace(r"\Z", "$"),
+        description="name of this machine in every reading; the host's name when absent",
+    )
+    queue_path: Path = Field(
+        default=Path.home() / ".local" / "share" / "visionmesh" / "edge" / "queue.db",
+        description="file of the readings that no broker has acknowledged yet; its folder is made at need",
+    )
+    queue_max_bytes: int = Field(
+        default=512 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="what that file may hold; beyond it the oldest readings are dropped, counted and told",
+    )
+    queue_sync: Literal["normal", "full"] = Field(
+        default="normal",
+        description="`full` writes through to the disk at every commit: a power cut loses no more than a "
+        "kill, and an SD card wears faster",
+    )
+    commit_ms: int = Field(
+        default=50, ge=1, le=10_000, description="how long readings are gathered before they are written"
+    )
+    max_concurrent: int = Field(
+        default=10, ge=1, description="requests for sensors that are answered at once; others wait their turn"
+    )
+    mqtt_url: SecretStr | None = Field(
+        default=None,
+        description="mqtt://host:port, or mqtts://user:password@host:port, of a broker that gets them too",
+    )
+    mqtt_topic: str = Field(
+        default="visionmesh", description="readings go to <this>/<device_id>/<sensor>, with QoS 1"
+    )
+
+
 @cache
 def get_settings() -> Settings:
     """The settings of this process, read once. Raises ValidationError, see `problems`."""
     return Settings()
 
 
+@cache
+def get_edge_settings() -> EdgeSettings:
+    """The settings of this edge-publisher, read once. Raises ValidationError, see `problems`."""
+    return EdgeSettings()
+
+
 def problems(error: ValidationError) -> str:
     """What is wrong with the settings: a line for each, that begins with the name of the variable."""
-    return "\n".join(f"MESH_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
+    prefix = "EDGE" if error.title == EdgeSettings.__name__ else "MESH"
+    return "\n".join(f"{prefix}_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
