@@ -38,8 +38,8 @@ def upgrade() -> None:
             IF to_regclass(name) IS NOT NULL THEN
                 RETURN;
             END IF;
-            PERFORM pg_advisory_xact_lock(hashtextextended('sensor_readings', 0));
-            -- Another may have made it while this one waited.
+            -- What attaching takes as well. Another may have made it while this one waited.
+            LOCK TABLE sensor_readings IN SHARE UPDATE EXCLUSIVE MODE;
             IF to_regclass(name) IS NOT NULL THEN
                 RETURN;
             END IF;
@@ -56,7 +56,7 @@ def upgrade() -> None:
         DECLARE
             name text;
         BEGIN
-            PERFORM pg_advisory_xact_lock(hashtextextended('sensor_readings', 0));
+            LOCK TABLE sensor_readings IN SHARE UPDATE EXCLUSIVE MODE;
             FOR name IN
                 SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
                 WHERE inhparent = 'sensor_readings'::regclass
