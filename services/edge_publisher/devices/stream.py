@@ -126,8 +126,10 @@ class StreamDevice:
                 self._lost(str(error) or type(error).__name__)
             except Exception as error:
                 # A driver's bug, or a library's: the sensor is as lost as by a broken wire.
-                log.exception("device_failed", sensor=self.sensor)
-                self._lost(f"{type(error).__name__}: {error}")
+                reason = f"{type(error).__name__}: {error}"
+                if reason != self.state.last_error:
+                    log.exception("device_failed", sensor=self.sensor)
+                self._lost(reason)
             if connection.readings:
                 delay = _FIRST_DELAY_SECONDS
             # Many devices that lost the same hub don't come back in step.
