@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from visionmesh.contracts import DEVICE_ID_PATTERN
@@ -181,12 +181,7 @@ class Settings(BaseSettings):
     @field_validator("s3_allowed_buckets", "extra_classifiers", mode="before")
     @classmethod
     def _decode(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        try:
-            return json.loads(value)
-        except ValueError as error:
-            raise ValueError('has to be a list in JSON, for example ["night"]') from error
+        return _from_json(value)
 
 
 class EdgeSettings(BaseSettings):
@@ -230,6 +225,96 @@ class EdgeSettings(BaseSettings):
         default="visionmesh", description="readings go to <this>/<device_id>/<sensor>, with QoS 1"
     )
 
+    # Devices
+    sensors: tuple[Literal["imx477", "mpu6050", "tfluna", "hcsr04"], ...] = Field(
+        default=("imx477", "mpu6050", "tfluna", "hcsr04"),
+        description="JSON list of the sensors that hang on this machine",
+    )
+    simulate: tuple[Literal["imx477", "mpu6050", "tfluna", "hcsr04"], ...] = Field(
+        default=(),
+        description="`all`, or a JSON list of sensors that are simulated, with their real drivers",
+    )
+    replay: Path | None = Field(
+        default=None,
+        description="folder; a sensor whose recording `<sensor>.jsonl` is in it is replayed, over and over",
+    )
+    tfluna_port: str = Field(default="/dev/serial0", description="serial port of the TF-Luna")
+    tfluna_baud: int = Field(default=115200, gt=0, description="its bits a second")
+    tfluna_hz: int = Field(default=100, ge=1, le=250, description="distances a second, which it is told")
+    mpu6050_link: Literal["i2c", "serial"] = Field(
+        default="i2c", description="`serial`: a microcontroller has the MPU-6050 and sends lines"
+    )
+    mpu6050_bus: int = Field(default=1, ge=0, description="number of its I2C bus: 1 is /dev/i2c-1")
+    mpu6050_address: int = Field(default=0x68, ge=3, le=0x77, description="0x68, or 0x69 with AD0 high")
+    mpu6050_hz: int = Field(default=100, ge=4, le=1000, description="measurements a second over I2C")
+    mpu6050_accel_g: Literal[2, 4, 8, 16] = Field(default=2, description="full scale over I2C, g")
+    mpu6050_gyro_dps: Literal[250, 500, 1000, 2000] = Field(
+        default=250, description="full scale over I2C, deg/s"
+    )
+    mpu6050_offsets: tuple[float, float, float, float, float, float] = Field(
+        default=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        description="JSON list of what it shows at rest besides gravity, subtracted: three in g, three in "
+        "deg/s; `mesh edge calibrate` measures them",
+    )
+    mpu6050_port: str = Field(default="/dev/ttyACM0", description="serial port of the microcontroller")
+    mpu6050_baud: int = Field(default=115200, gt=0, description="its bits a second")
+    hcsr04_address: str | None = Field(
+        default=None, description="Bluetooth address of the HC-SR04's microcontroller"
+    )
+    hcsr04_name: str | None = Field(
+        default=None, description="its name; without either, the first that advertises the service"
+    )
+    hcsr04_service: str = Field(
+        default="6e400001-b5a3-f393-e0a9-e50e24dcca9e", description="UUID of its UART service"
+    )
+    hcsr04_characteristic: str = Field(
+        default="6e400003-b5a3-f393-e0a9-e50e24dcca9e", description="UUID of what it notifies by"
+    )
+    hcsr04_format: Literal["ascii", "uint16_mm"] = Field(
+        default="ascii", description="lines of centimetres, or two bytes of millimetres, the low one first"
+    )
+    camera_source: str = Field(
+        default="auto",
+        description="picamera2, rpicam-still, /dev/video0, a file, an http:// address of a picture or a "
+        "stream; auto takes the first of these that this machine has",
+    )
+    camera_width: int = Field(default=1014, ge=16, le=4056, description="pixels of a picture")
+    camera_height: int = Field(default=760, ge=16, le=3040, description="pixels of a picture")
+    camera_workers: int = Field(
+        default=2, ge=1, le=4, description="threads that capture and look at pictures; 4 with care on a Pi"
+    )
+    camera_cache_seconds: float = Field(
+        default=0.5, ge=0, description="who asks within this gets the picture before"
+    )
+    camera_interval_seconds: float = Field(default=1.0, gt=0, description="from one picture to the next")
+    upload_url: str | None = Field(
+        default=None, description="http://host:port of ingest-api; without it no picture is uploaded"
+    )
+    upload_interval_seconds: float = Field(
+        default=60.0, gt=0, description="a picture is uploaded at least this often"
+    )
+    upload_change: float = Field(
+        default=12.0,
+        gt=0,
+        description="and when the scene differs from the one uploaded last by so many grey levels of 255",
+    )
+
+    @field_validator("sensors", "simulate", "mpu6050_offsets", mode="before")
+    @classmethod
+    def _decode(cls, value: object, info: ValidationInfo) -> object:
+        if info.field_name == "simulate" and value == "all":
+            return cls.model_fields["sensors"].default
+        return _from_json(value)
+
+    @field_validator("mpu6050_address", "mpu6050_accel_g", "mpu6050_gyro_dps", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        """Addresses on a bus are written 0x68 as a rule; and a number out of a few is none as text."""
+        try:
+            return int(value, 0) if isinstance(value, str) else value
+        except ValueError:
+            return value
+
 
 @cache
 def get_settings() -> Settings:
@@ -241,6 +326,16 @@ def get_settings() -> Settings:
 def get_edge_settings() -> EdgeSettings:
     """The settings of this edge-publisher, read once. Raises ValidationError, see `problems`."""
     return EdgeSettings()
+
+
+def _from_json(value: object) -> object:
+    """A list as the environment has it. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError('has to be a list in JSON, for example ["night"]') from error
 
 
 def problems(error: ValidationError) -> str:
