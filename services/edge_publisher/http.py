@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from fastapi import FastAPI, Query, Response, WebSocket
@@ -21,6 +21,8 @@ from visionmesh.errors import Rejected, Unavailable
 from visionmesh.http import create_app
 from visionmesh.observability import metrics
 from visionmesh.observability.health import Check
+
+_HAND_OVER_SECONDS: Final = 1.0
 
 
 def make_app(
@@ -51,6 +53,9 @@ def make_app(
         finally:
             for device in opened.values():
                 await device.close()
+            # What they have already is handed over.
+            if pumps:
+                await asyncio.wait(pumps, timeout=_HAND_OVER_SECONDS)
             for task in pumps:
                 task.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)

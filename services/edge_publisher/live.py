@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
+import anyio
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -64,19 +66,19 @@ class Live:
         client = _Client(sensors)
         self._clients.add(client)
         metrics.EDGE_LIVE_CLIENTS.set(len(self._clients))
-        jobs = [
-            asyncio.create_task(_send(websocket, client)),
-            asyncio.create_task(_until_gone(websocket)),
-            asyncio.create_task(client.too_slow.wait()),
-        ]
         try:
-            await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+            async with anyio.create_task_group() as jobs:
+
+                async def until_first(end: Callable[[], Awaitable[object]]) -> None:
+                    await end()
+                    jobs.cancel_scope.cancel()
+
+                jobs.start_soon(until_first, partial(_send, websocket, client))
+                jobs.start_soon(until_first, partial(_until_gone, websocket))
+                jobs.start_soon(until_first, client.too_slow.wait)
         finally:
             self._clients.discard(client)
             metrics.EDGE_LIVE_CLIENTS.set(len(self._clients))
-            for job in jobs:
-                job.cancel()
-            await asyncio.gather(*jobs, return_exceptions=True)
         if client.too_slow.is_set():
             metrics.EDGE_LIVE_DROPPED.inc()
             log.info("live_client_dropped", behind=_BEHIND)
@@ -97,7 +99,8 @@ class Live:
 
 
 async def _send(websocket: WebSocket, client: _Client) -> None:
-    with suppress(WebSocketDisconnect):
+    # Starlette's two words for a client that has gone.
+    with suppress(WebSocketDisconnect, RuntimeError):
         while True:
             await websocket.send_text((await client.readings.get()).decode())
 
