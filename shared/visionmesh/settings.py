@@ -286,6 +286,9 @@ class EdgeSettings(BaseSettings):
     camera_cache_seconds: float = Field(
         default=0.5, ge=0, description="who asks within this gets the picture before"
     )
+    simulated_capture_seconds: float = Field(
+        default=0.1, ge=0, description="how long a picture of a simulated camera takes"
+    )
     camera_interval_seconds: float = Field(default=1.0, gt=0, description="from one picture to the next")
     upload_url: str | None = Field(
         default=None, description="http://host:port of ingest-api; without it no picture is uploaded"

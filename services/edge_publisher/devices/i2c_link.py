@@ -18,6 +18,8 @@ _ATTEMPTS: Final = 5
 # What was measured is handed to the event loop this often, which costs less than to wake it every time.
 _HAND_OVER_NS: Final = 20_000_000
 
+_LATEST_INTERVALS: Final = 4
+
 
 class Bus(Protocol):
     """What is used of `smbus2.SMBus`. Every method raises `OSError` when the chip does not answer."""
@@ -95,6 +97,6 @@ class Mpu6050Link:
                 loop.call_soon_threadsafe(receiver.data, bytes(bursts), now)
                 bursts.clear()
                 handed_over = now
-            # A read that took too long is not caught up with: the chip has measured no more often.
-            due = max(due + interval, now)
-            stop.wait((due - now) / 1e9)
+            # A thread that was woken a little late keeps the pace; one that was away does not catch up.
+            due = due + interval if now - due < _LATEST_INTERVALS * interval else now
+            stop.wait(max(0, due - now) / 1e9)

@@ -11,7 +11,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+import structlog
+
 from visionmesh.contracts import Value
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,34 @@ class DeviceState:
     last_error: str | None = None
     lost_at: datetime | None = None
     details: dict[str, int] = field(default_factory=dict)
+
+    def lost(self, reason: str) -> None:
+        """The device is away, or still away."""
+        self.errors += 1
+        # The same again every few seconds is one piece of news.
+        if self.connected or self.last_error != reason:
+            log.warning("device_lost", sensor=self.sensor, source=self.source, reason=reason)
+        if self.lost_at is None:
+            self.lost_at = utc_now()
+        self.last_error = reason
+        self.connected = False
+
+    def found(self) -> None:
+        """The device gives readings, for the first time or again."""
+        if self.readings:
+            self.reconnects += 1
+        away = None if self.lost_at is None else round((utc_now() - self.lost_at).total_seconds(), 3)
+        log.info("device_connected", sensor=self.sensor, source=self.source, away_seconds=away)
+        self.connected = True
+        self.lost_at = None
+
+    def has_read(self, reading: Reading) -> None:
+        self.readings += 1
+        self.last_reading_at = reading.captured_at
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Adds to one of the details."""
+        self.details[name] = self.details.get(name, 0) + number
 
     def as_json(self) -> dict[str, Any]:
         return {

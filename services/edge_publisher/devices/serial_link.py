@@ -42,7 +42,11 @@ class SerialLink:
 
     def _open(self) -> serial.Serial:
         # `timeout=0` makes it non-blocking; exclusive, so that two publishers don't share one sensor's bytes.
-        return serial.Serial(self._port, self._baud, timeout=0, write_timeout=0, exclusive=True)
+        try:
+            return serial.Serial(self._port, self._baud, timeout=0, write_timeout=0, exclusive=True)
+        except serial.SerialException as error:
+            reason = str(error) if error.errno is None else os.strerror(error.errno)
+            raise LinkLost(f"the port {self._port} can't be opened: {reason}") from error
 
 
 class _Reader:

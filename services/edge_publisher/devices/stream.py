@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from edge_publisher.devices.link import Link, LinkLost
-from edge_publisher.devices.protocol import BUFFERED, DeviceState, Reading, utc_now
+from edge_publisher.devices.protocol import BUFFERED, DeviceState, Reading
 from edge_publisher.domain.decoder import Decoder
 from visionmesh.contracts import SensorValues
 from visionmesh.errors import Unavailable
@@ -41,8 +41,9 @@ _PIECE_NS: Final = 250_000_000
 class StreamDevice:
     """A `Device` that hands on what its link gives. It connects when it is first asked for anything.
 
-    decoder: makes a new one for every connection. fresh_seconds: how old a reading `read` may return.
+    decoder: makes a new one for every connection.
     allows: whether a measurement of this time (monotonic, ns) is taken; what is not counts as `too_soon`.
+    closed: called once, when the device has let go of its link; may wait, and runs in a thread.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class StreamDevice:
         decoder: Callable[[], Decoder[SensorValues]],
         *,
         allows: Callable[[int], bool] | None = None,
+        closed: Callable[[], None] | None = None,
         silence_seconds: float = _SILENCE_SECONDS,
         patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
@@ -62,6 +64,7 @@ class StreamDevice:
         self._link = link
         self._new_decoder = decoder
         self._allows = allows
+        self._closed = closed
         self._silence_seconds = silence_seconds
         self._patience_seconds = patience_seconds
         self._waiting: deque[Reading] = deque()
@@ -102,6 +105,9 @@ class StreamDevice:
             self._task.cancel()
             await asyncio.wait({self._task})
         self._end()
+        closed, self._closed = self._closed, None
+        if closed is not None:
+            await asyncio.to_thread(closed)
 
     def _start(self) -> None:
         if self._task is None and not self._ended:
@@ -122,14 +128,16 @@ class StreamDevice:
                 await self._run(connection)
                 self._end()
                 return
-            except (LinkLost, OSError) as error:
-                self._lost(str(error) or type(error).__name__)
+            except LinkLost as error:
+                self.state.lost(str(error))
+            except OSError as error:
+                self.state.lost(error.strerror or str(error))
             except Exception as error:
                 # A driver's bug, or a library's: the sensor is as lost as by a broken wire.
                 reason = f"{type(error).__name__}: {error}"
                 if reason != self.state.last_error:
                     log.exception("device_failed", sensor=self.sensor)
-                self._lost(reason)
+                self.state.lost(reason)
             if connection.readings:
                 delay = _FIRST_DELAY_SECONDS
             # Many devices that lost the same hub don't come back in step.
@@ -151,32 +159,11 @@ class StreamDevice:
             run.cancel()
             await asyncio.wait({run})
 
-    def _lost(self, reason: str) -> None:
-        state = self.state
-        state.errors += 1
-        # The same again every few seconds is one piece of news.
-        if state.connected or state.last_error != reason:
-            log.warning("device_lost", sensor=self.sensor, source=state.source, reason=reason)
-        if state.lost_at is None:
-            state.lost_at = utc_now()
-        state.last_error = reason
-        state.connected = False
-
-    def _found(self) -> None:
-        state = self.state
-        if state.readings:
-            state.reconnects += 1
-        away = None if state.lost_at is None else round((utc_now() - state.lost_at).total_seconds(), 3)
-        log.info("device_connected", sensor=self.sensor, source=state.source, away_seconds=away)
-        state.connected = True
-        state.lost_at = None
-
     def _take(self, values: dict[str, Any], monotonic_ns: int, wall_ns: int) -> None:
         captured_at = datetime.fromtimestamp(wall_ns / 1e9, UTC)
         reading = Reading(self.device_id, self.sensor, values, captured_at, monotonic_ns)
         self._last = reading
-        self.state.readings += 1
-        self.state.last_reading_at = captured_at
+        self.state.has_read(reading)
         if self._has_reader:
             if len(self._waiting) >= BUFFERED:
                 self._waiting.popleft()
@@ -208,7 +195,7 @@ class _Connection:
             return
         device = self._device
         if not self.readings:
-            device._found()
+            device.state.found()
         self.readings += len(found)
         now = time.monotonic_ns()
         behind = now - monotonic_ns
@@ -219,8 +206,7 @@ class _Connection:
         for number, values in enumerate(found, 1 - len(found)):
             offset = number * step
             if device._allows is not None and not device._allows(monotonic_ns + offset):
-                details = device.state.details
-                details["too_soon"] = details.get("too_soon", 0) + 1
+                device.state.count("too_soon")
                 continue
             device._take(msgspec.structs.asdict(values), monotonic_ns + offset, wall + offset)
 
@@ -230,9 +216,8 @@ class _Connection:
 
     def _count(self) -> None:
         """Adds this connection's counts to those of the connections before."""
-        details = self._device.state.details
         for name, count in self._decoder.counts.items():
             before = self._counted.get(name, 0)
             if count != before:
-                details[name] = details.get(name, 0) + count - before
+                self._device.state.count(name, count - before)
                 self._counted[name] = count
