@@ -127,6 +127,14 @@ def _measure(devices: Mapping[str, Device]) -> None:
     for sensor, device in devices.items():
         metrics.EDGE_DEVICE_UP.labels(sensor).set_function(partial(_connected, device))
         metrics.EDGE_DEVICE_ERRORS.labels(sensor).set_function(partial(_errors, device))
+    camera = devices.get("imx477")
+    if camera is not None:
+        for state in ("size", "busy", "waiting"):
+            threads = metrics.EDGE_CAMERA_THREADS.labels(state)
+            threads.set_function(partial(_detail, camera, f"pool_{state}"))
+        for result in ("captures", "cache_hits", "shared"):
+            requests = metrics.EDGE_CAMERA_REQUESTS.labels(result)
+            requests.set_function(partial(_detail, camera, result))
 
 
 def _connected(device: Device) -> float:
@@ -135,6 +143,10 @@ def _connected(device: Device) -> float:
 
 def _errors(device: Device) -> float:
     return device.state.errors
+
+
+def _detail(device: Device, name: str) -> float:
+    return device.state.details.get(name, 0)
 
 
 def _ready(forward: StoreAndForward) -> Check:

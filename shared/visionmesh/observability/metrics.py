@@ -128,6 +128,17 @@ EDGE_DEVICE_UP: Final = Gauge("mesh_edge_device_connected", "1 while a sensor is
 EDGE_DEVICE_ERRORS: Final = Gauge(
     "mesh_edge_device_errors", "Failures of a sensor since the process started.", ["sensor"]
 )
+EDGE_CAMERA_THREADS: Final = Gauge(
+    "mesh_edge_camera_threads",
+    "Threads of the camera's pool by state (size, busy), and calls that wait for one (waiting).",
+    ["state"],
+)
+EDGE_CAMERA_REQUESTS: Final = Gauge(
+    "mesh_edge_camera_requests",
+    "Pictures since the process started, by how they were had (captures, cache_hits, shared: with others who "
+    "asked while it was taken).",
+    ["result"],
+)
 EDGE_LIVE_CLIENTS: Final = Gauge("mesh_edge_live_clients", "Clients of the live readings.")
 EDGE_LIVE_DROPPED: Final = Counter(
     "mesh_edge_live_clients_dropped_total", "Clients of the live readings that were too slow."
