@@ -18,7 +18,7 @@ _ATTEMPTS: Final = 5
 # What was measured is handed to the event loop this often, which costs less than to wake it every time.
 _HAND_OVER_NS: Final = 20_000_000
 
-_LATEST_INTERVALS: Final = 4
+_LATEST_INTERVALS: Final = 10
 
 
 class Bus(Protocol):

@@ -146,13 +146,13 @@ class LineDecoder:
     def feed(self, data: bytes) -> list[Mpu6050Values]:
         """Takes any bytes, in pieces of any size."""
         *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if lines and not self._begun:
+            self._begun = True
+            lines = lines[1:]
         if len(self._buffer) > _LONGEST_LINE:
             self._buffer = b""
             self._begun = False
             self._counts["damaged"] += 1
-        if lines and not self._begun:
-            self._begun = True
-            lines = lines[1:]
         return [found for line in lines if (found := self._line(line.strip())) is not None]
 
     def _line(self, line: bytes) -> Mpu6050Values | None:

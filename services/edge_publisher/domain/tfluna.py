@@ -22,6 +22,12 @@ HEADER: Final = b"\x59\x59"
 WEAKEST: Final = 100
 OVEREXPOSED: Final = 0xFFFF
 
+# Beyond 8 m the manual promises nothing; the sensor still finds what reflects well. Eighths of a degree from
+# -256: -40 to 125 degrees, within which the chip can be at all.
+_FARTHEST_CM: Final = 1200
+_COLDEST: Final = (256 - 40) * 8
+_WARMEST: Final = (256 + 125) * 8
+
 # Frames. For this long after a damaged one, the line is taken to be bad: a second at the full rate.
 _SUSPICION: Final = 250
 
@@ -107,6 +113,7 @@ def is_frame(buffer: bytes | bytearray, start: int) -> bool:
         buffer[start] == HEADER[0]
         and buffer[start + 1] == HEADER[1]
         and sum(buffer[start : start + FRAME - 1]) & 0xFF == buffer[start + FRAME - 1]
+        and _can_be(*raw(buffer, start))
     )
 
 
@@ -129,6 +136,12 @@ def values(frame: _Raw) -> TfLunaValues:
         temperature_c=temperature / 8 - 256,
         valid=valid,
     )
+
+
+def _can_be(distance: int, amplitude: int, temperature: int) -> bool:
+    """Whether a sensor could have measured this: bytes that only look like a frame rarely could."""
+    valid = WEAKEST <= amplitude < OVEREXPOSED
+    return _COLDEST <= temperature <= _WARMEST and (distance <= _FARTHEST_CM or not valid)
 
 
 def near(one: _Raw, other: _Raw) -> bool:
