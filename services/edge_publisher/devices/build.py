@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from edge_publisher.devices.link import Link
 from edge_publisher.devices.protocol import Device
-from edge_publisher.devices.recording import ReplayLink
+from edge_publisher.devices.recording import RecordingLink, ReplayLink
 from edge_publisher.devices.stream import StreamDevice
 from edge_publisher.domain.decoder import Decoder
 from edge_publisher.domain.hcsr04 import HcSr04Decoder
@@ -21,22 +21,25 @@ from edge_publisher.simulation.process import SimulatedLink, Simulator
 from visionmesh.contracts import SensorValues
 from visionmesh.settings import EdgeSettings
 
+if TYPE_CHECKING:
+    from edge_publisher.devices.camera import Camera
+
 # The sensor's data sheet: sooner, it may hear the echo of the ping before.
 _HC_SR04_INTERVAL_NS: Final = 60_000_000
 
 
-def open_devices(settings: EdgeSettings, *, wrap: Callable[[str, Link], Link] | None = None) -> list[Device]:
+def open_devices(settings: EdgeSettings, *, record: IO[str] | None = None) -> list[Device]:
     """Every sensor of the settings. Called on the event loop they are used from; none is opened yet.
 
-    wrap: puts something around the link of a sensor, such as what records it.
+    record: where everything that comes out of the sensor is written, when it is only one.
     """
-    return _Builder(settings, wrap or (lambda _, link: link)).devices()
+    return _Builder(settings, record).devices()
 
 
 class _Builder:
-    def __init__(self, settings: EdgeSettings, wrap: Callable[[str, Link], Link]) -> None:
+    def __init__(self, settings: EdgeSettings, record: IO[str] | None) -> None:
         self._settings = settings
-        self._wrap = wrap
+        self._record = record
         self._simulator = Simulator()
 
     def devices(self) -> list[Device]:
@@ -85,18 +88,15 @@ class _Builder:
 
     def _imx477(self) -> Device:
         # OpenCV is loaded by those who have a camera.
-        from edge_publisher.devices.camera import open_camera
+        from edge_publisher.devices.camera import RecordingCamera
         from edge_publisher.devices.imx477 import Imx477
         from edge_publisher.devices.upload import Uploader
-        from edge_publisher.simulation.camera import MovingCamera
 
         settings = self._settings
-        size = settings.camera_width, settings.camera_height
+        camera = self._camera()
         return Imx477(
             settings.device_id,
-            MovingCamera(*size, seconds=settings.simulated_capture_seconds)
-            if "imx477" in settings.simulate
-            else open_camera(settings.camera_source, *size),
+            camera if self._record is None else RecordingCamera(camera, self._record),
             workers=settings.camera_workers,
             cache_seconds=settings.camera_cache_seconds,
             interval_seconds=settings.camera_interval_seconds,
@@ -104,6 +104,19 @@ class _Builder:
             upload_interval_seconds=settings.upload_interval_seconds,
             upload_change=settings.upload_change,
         )
+
+    def _camera(self) -> Camera:
+        from edge_publisher.devices.camera import RecordedCamera, open_camera
+        from edge_publisher.simulation.camera import MovingCamera
+
+        settings = self._settings
+        size = settings.camera_width, settings.camera_height
+        recording = self._recording("imx477")
+        if recording is not None:
+            return RecordedCamera(recording)
+        if "imx477" in settings.simulate:
+            return MovingCamera(*size, seconds=settings.simulated_capture_seconds)
+        return open_camera(settings.camera_source, *size)
 
     def _stream(
         self,
@@ -127,12 +140,18 @@ class _Builder:
     def _device(
         self, sensor: str, link: Link, decoder: Callable[[], Decoder[SensorValues]], **options: Any
     ) -> Device:
-        return StreamDevice(self._settings.device_id, sensor, self._wrap(sensor, link), decoder, **options)
+        if self._record is not None:
+            link = RecordingLink(link, sensor, self._record)
+        return StreamDevice(self._settings.device_id, sensor, link, decoder, **options)
 
     def _replay(self, sensor: str) -> Link | None:
+        path = self._recording(sensor)
+        return None if path is None else ReplayLink(path, sensor, repeat=True)
+
+    def _recording(self, sensor: str) -> Path | None:
         folder = self._settings.replay
-        path = None if folder is None else Path(folder) / f"{sensor}.jsonl"
-        return None if path is None or not path.is_file() else ReplayLink(path, sensor, repeat=True)
+        path = None if folder is None else folder / f"{sensor}.jsonl"
+        return path if path is not None and path.is_file() else None
 
     def _i2c(self, ranges: Ranges) -> Link:
         from edge_publisher.devices.i2c_link import Bus, Mpu6050Link

@@ -11,14 +11,16 @@ import importlib.util
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 import cv2
 import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_publisher.devices import recording
 from edge_publisher.devices.link import LinkLost
 
 Picture = NDArray[np.uint8]
@@ -219,6 +221,53 @@ class HttpCamera:
         except httpx.HTTPError as error:
             raise LinkLost(f"{self.source}: {error or type(error).__name__}") from error
         return _decoded(bytes(data), self.source)
+
+
+class RecordingCamera:
+    """A `Camera` that writes down the pictures of another one, as JPEG."""
+
+    def __init__(self, camera: Camera, file: IO[str]) -> None:
+        self.source: Final = camera.source
+        self._camera = camera
+        self._file = file
+        self._first: float | None = None
+        recording.write_header(file, "imx477", camera.source)
+
+    def capture(self) -> Picture:
+        picture = self._camera.capture()
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        _, jpeg = cv2.imencode(".jpg", picture)
+        recording.write_piece(self._file, now - self._first, jpeg.tobytes())
+        return picture
+
+    def close(self) -> None:
+        self._camera.close()
+
+
+class RecordedCamera:
+    """A `Camera` that gives the pictures of a recording, one after the other, over and over."""
+
+    def __init__(self, path: Path) -> None:
+        self.source: Final = f"recording {path.name}"
+        self._path = path
+        self._pictures: Iterator[tuple[float, bytes]] = iter(())
+
+    def capture(self) -> Picture:
+        try:
+            found = next(self._pictures, None)
+            if found is None:
+                self._pictures = recording.read(self._path, "imx477")
+                found = next(self._pictures, None)
+        except OSError as error:
+            raise LinkLost(f"{self.source}: {error.strerror}") from error
+        if found is None:
+            raise LinkLost(f"{self.source} has no pictures")
+        return _decoded(found[1], self.source)
+
+    def close(self) -> None:
+        self._pictures = iter(())
 
 
 def open_camera(source: str, width: int, height: int) -> Camera:

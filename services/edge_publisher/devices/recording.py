@@ -29,8 +29,7 @@ class RecordingLink:
         self._link = link
         self._file = file
         self._first_ns: int | None = None
-        header = {"recording": sensor, "version": VERSION, "source": link.source}
-        file.write(json.dumps(header) + "\n")
+        write_header(file, sensor, link.source)
 
     async def run(self, receiver: Receiver) -> None:
         await self._link.run(_Copying(receiver, self._write))
@@ -38,8 +37,7 @@ class RecordingLink:
     def _write(self, data: bytes, monotonic_ns: int) -> None:
         if self._first_ns is None:
             self._first_ns = monotonic_ns
-        seconds = round((monotonic_ns - self._first_ns) / 1e9, 6)
-        self._file.write(json.dumps({"t": seconds, "data": base64.b64encode(data).decode()}) + "\n")
+        write_piece(self._file, (monotonic_ns - self._first_ns) / 1e9, data)
 
 
 class ReplayLink:
@@ -80,6 +78,15 @@ class _Copying:
     def data(self, data: bytes, monotonic_ns: int) -> None:
         self._write(data, monotonic_ns)
         self._receiver.data(data, monotonic_ns)
+
+
+def write_header(file: IO[str], sensor: str, source: str) -> None:
+    file.write(json.dumps({"recording": sensor, "version": VERSION, "source": source}) + "\n")
+
+
+def write_piece(file: IO[str], seconds: float, data: bytes) -> None:
+    """seconds: since the first piece."""
+    file.write(json.dumps({"t": round(seconds, 6), "data": base64.b64encode(data).decode()}) + "\n")
 
 
 def read(path: Path, sensor: str) -> Iterator[tuple[float, bytes]]:
