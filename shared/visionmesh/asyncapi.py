@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from visionmesh.contracts import VALUES
 from visionmesh.settings import ROOT
 from visionmesh.topics import DEAD_LETTER_MAX_BYTES, DEAD_LETTER_RETENTION_MS, PARTITIONS, TOPICS, AnyTopic
 
@@ -35,7 +36,9 @@ _DEAD_LETTER_HEADERS: Final = {
 
 def document() -> dict[str, Any]:
     """The document as plain JSON values, the same for the same table."""
-    _, schemas = msgspec.json.schema_components([topic.contract for topic in TOPICS], ref_template=_SCHEMAS)
+    # No message holds a sensor's values by reference, since others may be sent; they are told all the same.
+    contracts = [*(topic.contract for topic in TOPICS), *VALUES.values()]
+    _, schemas = msgspec.json.schema_components(contracts, ref_template=_SCHEMAS)
     _in_the_dialect_of_json_schema(schemas)
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
