@@ -85,9 +85,10 @@ def plausible(reading: Reading) -> bool:
         ("mpu6050", {}),
         ("mpu6050", {"mpu6050_link": "serial"}),
         pytest.param("hcsr04", {}, marks=needs_a_bus),
+        pytest.param("hcsr04", {"hcsr04_format": "uint16_mm", "hcsr04_name": "hc-sr04"}, marks=needs_a_bus),
         ("imx477", {"camera_interval_seconds": 0.05}),
     ],
-    ids=["tfluna", "mpu6050-i2c", "mpu6050-serial", "hcsr04", "imx477"],
+    ids=["tfluna", "mpu6050-i2c", "mpu6050-serial", "hcsr04", "hcsr04-uint16", "imx477"],
 )
 def test_every_sensor_is_read_twice(sensor: str, changes: dict[str, Any]) -> None:
     async def scenario() -> list[Reading]:
@@ -134,6 +135,19 @@ def test_a_sensor_that_goes_away_comes_back_by_itself(sensor: str, changes: dict
         await device.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("form", ["ascii", "uint16_mm"])
+def test_without_a_bus_there_are_the_notifications_alone(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+
+    async def scenario() -> list[Reading]:
+        (device,) = open_devices(settings(sensors=("hcsr04",), hcsr04_format=form))
+        found = await take(device, 3)
+        await device.close()
+        return found
+
+    assert all(map(plausible, asyncio.run(scenario())))
 
 
 def test_noise_on_the_cable_costs_frames_and_gives_no_wrong_distance() -> None:

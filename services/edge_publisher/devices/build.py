@@ -17,6 +17,7 @@ from edge_publisher.domain.hcsr04 import HcSr04Decoder
 from edge_publisher.domain.mpu6050 import BurstDecoder, LineDecoder, Offsets, Ranges
 from edge_publisher.domain.pace import Pace
 from edge_publisher.domain.tfluna import TfLunaDecoder, rate_command
+from edge_publisher.simulation.notifications import Notifications
 from edge_publisher.simulation.process import SimulatedLink, Simulator
 from visionmesh.contracts import SensorValues
 from visionmesh.settings import EdgeSettings
@@ -40,7 +41,7 @@ class _Builder:
     def __init__(self, settings: EdgeSettings, record: IO[str] | None) -> None:
         self._settings = settings
         self._record = record
-        self._simulator = Simulator()
+        self._simulator = Simulator(settings.hcsr04_format)
 
     def devices(self) -> list[Device]:
         make: dict[str, Callable[[], Device]] = {
@@ -83,6 +84,7 @@ class _Builder:
             None,
             partial(HcSr04Decoder, settings.hcsr04_format),
             place="bus",
+            without=Notifications(settings.hcsr04_format),
             allows=Pace(_HC_SR04_INTERVAL_NS).allows,
         )
 
@@ -126,13 +128,21 @@ class _Builder:
         decoder: Callable[[], Decoder[SensorValues]],
         *,
         place: str | None = None,
+        without: Link | None = None,
         **options: Any,
     ) -> Device:
-        """A device whose link is at an address. place: its name in the simulation, where that is another."""
+        """A device whose link is at an address. place: its name in the simulation, where that is another.
+
+        without: what takes its place where it can't be simulated.
+        """
         found = self._replay(sensor)
         if found is None and sensor in self._settings.simulate:
             simulated = SimulatedLink(
-                self._simulator.use(), place or sensor, link, source="serial" if place is None else "ble"
+                self._simulator.use(),
+                place or sensor,
+                link,
+                source="serial" if place is None else "ble",
+                without=without,
             )
             return self._device(sensor, simulated, decoder, closed=self._simulator.release, **options)
         return self._device(sensor, found or link(address or ""), decoder, **options)

@@ -1,8 +1,8 @@
-"""`python -m edge_publisher.simulation FOLDER`: sensors on pseudo-terminals and Bluetooth, until stdin ends.
+"""`python -m edge_publisher.simulation FOLDER FORMAT`: sensors on ptys and Bluetooth, until stdin ends.
 
-The first line on stdout says where they are, in JSON. A line on stdin is a command, in JSON too, answered
-with a line: `{"do": "unplug", "sensor": "tfluna"}` and `plug`; `noise` with its `share`; `sent`, which
-answers how many messages each sensor has sent.
+FORMAT: what the HC-SR04 notifies of. The first line on stdout says where they are, in JSON. A line on stdin
+is a command, in JSON too, answered with a line: `{"do": "unplug", "sensor": "tfluna"}` and `plug`; `noise`
+with its `share`; `sent`, which answers how many messages each sensor has sent.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from edge_publisher.domain.hcsr04 import Format
 from edge_publisher.simulation.ptys import Mpu6050Sensor, SerialSensor, TfLunaSensor
+
+if TYPE_CHECKING:
+    from edge_publisher.simulation.bluez import Peripheral
 
 _TF_LUNA_HZ: Final = 100
 _MPU6050_HZ: Final = 100
@@ -36,7 +40,7 @@ _BUS: Final = """\
 """
 
 
-async def serve(folder: Path) -> None:
+async def serve(folder: Path, form: Format) -> None:
     sensors: dict[str, SerialSensor] = {
         "tfluna": TfLunaSensor(folder / "tfluna", _TF_LUNA_HZ),
         "mpu6050": Mpu6050Sensor(folder / "mpu6050", _MPU6050_HZ),
@@ -44,12 +48,9 @@ async def serve(folder: Path) -> None:
     places: dict[str, str | None] = {name: str(sensor.path) for name, sensor in sensors.items()}
     for sensor in sensors.values():
         sensor.plug()
-    daemon, places["bus"] = await _bus(folder)
-    peripheral = None
-    if places["bus"] is not None:
-        from edge_publisher.simulation.bluez import Peripheral
-
-        peripheral = await Peripheral.on(places["bus"])
+    daemon, address = await _bus(folder)
+    peripheral = None if address is None else await _peripheral(address, form)
+    places["bus"] = None if peripheral is None else address
     runs = [asyncio.create_task(each.run()) for each in (*sensors.values(), peripheral) if each is not None]
     try:
         _say(places)
@@ -58,7 +59,7 @@ async def serve(folder: Path) -> None:
     finally:
         for run in runs:
             run.cancel()
-        if daemon is not None:
+        if daemon is not None and daemon.returncode is None:
             daemon.terminate()
             await daemon.wait()
 
@@ -87,6 +88,18 @@ async def _bus(folder: Path) -> tuple[asyncio.subprocess.Process | None, str | N
     return daemon, address
 
 
+async def _peripheral(address: str, form: Format) -> Peripheral | None:
+    """None where the bus serves nobody: dbus-daemon ends when its user has no name, as in many containers."""
+    from dbus_fast.errors import AuthError, DBusError
+
+    from edge_publisher.simulation.bluez import Peripheral
+
+    try:
+        return await Peripheral.on(address, form=form)
+    except (OSError, EOFError, AuthError, DBusError):
+        return None
+
+
 async def _commands() -> Any:
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
@@ -96,12 +109,12 @@ async def _commands() -> Any:
         yield json.loads(line)
 
 
-def _obey(command: dict[str, Any], sensors: dict[str, SerialSensor], peripheral: Any) -> Any:
+def _obey(command: dict[str, Any], sensors: dict[str, SerialSensor], peripheral: Peripheral | None) -> Any:
     name, what = command.get("sensor"), command["do"]
     if what == "sent":
         sent = {each: sensor.sent for each, sensor in sensors.items()}
         return sent if peripheral is None else {**sent, "hcsr04": peripheral.sent}
-    if name == "hcsr04":
+    if name == "hcsr04" and peripheral is not None:
         {"unplug": peripheral.drop, "plug": peripheral.come_back}[what]()
     elif what == "noise":
         sensors[str(name)].noise = float(command["share"])
@@ -121,5 +134,5 @@ if __name__ == "__main__":
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(serve(Path(sys.argv[1])))
+    asyncio.run(serve(Path(sys.argv[1]), "uint16_mm" if sys.argv[2] == "uint16_mm" else "ascii"))
     os._exit(0)

@@ -26,7 +26,8 @@ from dbus_fast.annotations import (
 from dbus_fast.errors import DBusError
 from dbus_fast.service import ServiceInterface, dbus_method, dbus_property
 
-from edge_publisher.simulation import world
+from edge_publisher.domain.hcsr04 import Format
+from edge_publisher.simulation.notifications import notification
 
 ADDRESS: Final = "C0:FF:EE:00:00:04"
 NAME: Final = "hc-sr04"
@@ -50,7 +51,7 @@ _Nothing = Annotated[None, DBusSignature("")]
 class Peripheral:
     """The simulated microcontroller, seen through BlueZ. hertz: notifications a second."""
 
-    def __init__(self, bus: MessageBus, *, hertz: float = 10.0, form: str = "ascii") -> None:
+    def __init__(self, bus: MessageBus, *, hertz: float = 10.0, form: Format = "ascii") -> None:
         self.sent = 0
         self._bus = bus
         self._hertz = hertz
@@ -80,7 +81,7 @@ class Peripheral:
             if self._is_in_reach and not connected:
                 self._device.advertise()
             elif self._is_in_reach and self._characteristic.notifying:
-                self._characteristic.notify(self._message(due))
+                self._characteristic.notify(notification(due, self._form))
                 self.sent += 1
             due = max(due + (1 / self._hertz if connected else _ADVERTISE_SECONDS), time.monotonic() - 1)
             await asyncio.sleep(due - time.monotonic())
@@ -102,12 +103,6 @@ class Peripheral:
     def disconnected(self) -> None:
         self._characteristic.notifying = False
         self._device.become(connected=False)
-
-    def _message(self, seconds: float) -> bytes:
-        distance_cm = world.sound_distance_cm(seconds)
-        if self._form == "ascii":
-            return f"{distance_cm}\n".encode()
-        return round(distance_cm * 10).to_bytes(2, "little")
 
 
 class _Adapter(ServiceInterface):

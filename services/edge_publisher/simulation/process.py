@@ -12,7 +12,12 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any, Final
 
+import structlog
+
 from edge_publisher.devices.link import Link, LinkLost, Receiver
+from edge_publisher.domain.hcsr04 import Format
+
+log = structlog.get_logger()
 
 # Where its code is, for a child that finds no distribution installed.
 _MODULE: Final = "edge_publisher.simulation"
@@ -21,10 +26,11 @@ _MODULE: Final = "edge_publisher.simulation"
 class Simulator:
     """Sensors on pseudo-terminals and Bluetooth, in a process that starts when it is first needed.
 
-    Used from any thread. It ends by `close`, or with this process.
+    Used from any thread. It ends by `close`, or with this process. form: what the HC-SR04 notifies of.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, form: Format = "ascii") -> None:
+        self._form = form
         self._lock = Lock()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[str] | None = None
@@ -73,7 +79,7 @@ class Simulator:
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="mesh-edge-")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE, self._folder.name],
+            [sys.executable, "-m", _MODULE, self._folder.name, self._form],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -91,17 +97,33 @@ class Simulator:
 
 
 class SimulatedLink:
-    """A `Link` to a simulated sensor, made by `link` when the place is known. place: its name there."""
+    """A `Link` to a simulated sensor, made by `link` when the place is known.
 
-    def __init__(self, simulator: Simulator, place: str, link: Callable[[str], Link], *, source: str) -> None:
+    place: its name there. without: the link where the process has no such place.
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        place: str,
+        link: Callable[[str], Link],
+        *,
+        source: str,
+        without: Link | None = None,
+    ) -> None:
         self.source: Final = f"simulated {source}"
         self._simulator = simulator
         self._place = place
         self._link = link
+        self._without = without
 
     async def run(self, receiver: Receiver) -> None:
         places = await asyncio.to_thread(self._simulator.places)
         place = places[self._place]
-        if place is None:
-            raise LinkLost("simulated Bluetooth needs dbus-daemon (Debian: apt install dbus-daemon)")
-        await self._link(place).run(receiver)
+        if place is not None:
+            await self._link(place).run(receiver)
+        elif self._without is not None:
+            log.info("simulated_otherwise", source=self._without.source)
+            await self._without.run(receiver)
+        else:
+            raise LinkLost(f"the simulation has no {self._place}")
