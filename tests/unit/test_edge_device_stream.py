@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from smbus2 import smbus2
 
 from edge_publisher.devices import stream
 from edge_publisher.devices.i2c_link import Mpu6050Link
@@ -387,3 +389,42 @@ def test_a_recording_of_lines_replays_as_lines(tmp_path: Path) -> None:
 
         asyncio.run(record())
     assert [data for _, data in read(path, "mpu6050")] == [b"\n0,0,1,", b"0,0,0,20\n"]
+
+
+def test_smbus2_itself_reads_the_chip_through_the_kernels_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver over the real library; what stands for the kernel is its ioctl of an I2C adapter."""
+    chip = Mpu6050Chip()
+    chosen: list[int] = []
+
+    def ioctl(descriptor: int, request: int, argument: Any) -> int:
+        if request == smbus2.I2C_SLAVE:
+            chosen.append(argument)
+        elif request == smbus2.I2C_FUNCS:
+            argument.value = int(smbus2.I2cFunc.SMBUS_EMUL)
+        elif request == smbus2.I2C_SMBUS and argument.read_write == smbus2.I2C_SMBUS_READ:
+            if argument.size == smbus2.I2C_SMBUS_I2C_BLOCK_DATA:
+                block = chip.transfer(chosen[-1], argument.command, argument.data.contents.block[0])
+                argument.data.contents.block[1 : 1 + len(block)] = list(block)
+            else:
+                argument.data.contents.byte = chip.transfer(chosen[-1], argument.command, 1)[0]
+        elif request == smbus2.I2C_SMBUS:
+            chip.write(chosen[-1], argument.command, argument.data.contents.byte)
+        return 0
+
+    monkeypatch.setattr(smbus2, "ioctl", ioctl)
+
+    async def scenario() -> list[Reading]:
+        link = Mpu6050Link(
+            lambda: smbus2.SMBus(os.devnull), "null", address=0x68, ranges=Ranges(4, 500), hertz=200
+        )
+        device = StreamDevice("pi-1", "mpu6050", link, lambda: BurstDecoder(Ranges(4, 500)))
+        try:
+            return await take(device, 5)
+        finally:
+            await device.close()
+
+    for _ in range(2):
+        for reading in asyncio.run(scenario()):
+            assert reading.values["ax_g"] ** 2 + reading.values["az_g"] ** 2 == pytest.approx(1, abs=0.01)  # type: ignore[operator]
+    assert set(chosen) == {0x68}
+    assert (chip.registers[0x1B], chip.registers[0x1C]) == (1 << 3, 1 << 3)
