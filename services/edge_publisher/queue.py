@@ -7,10 +7,15 @@ having been taken out is sent again, with the same number.
 What is dropped when there is no more room: the oldest readings of the whole queue, whatever their sensor, a
 thirty-second of it at a time. The newest are what a device is watched for; and an oldest part that is whole
 leaves one hole and not many.
+
+Dropping takes room itself, on a disk that is full: what changes goes to SQLite's log first, and the log
+begins anew only when all of it is in the file. So some megabytes are set aside in a file of zeros, the
+ballast, which is given up then and laid again when there is room; until then the queue does not grow.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +45,16 @@ _DROPPED_AT_ONCE: Final = 32
 
 # How often room is made for one batch before the disk is taken for full by others.
 _ATTEMPTS: Final = 3
+
+# Pages after which the log is written to the file: what the file may have to grow by when nothing else can.
+_LOG_PAGES: Final = 256
+
+# That growth, and a log of what is dropped.
+BALLAST_BYTES: Final = 4 * 1024 * 1024
+_BALLAST_AGAIN_SECONDS: Final = 60.0
+
+# Of a disk without room for it: the log needs its share, and others live there as well.
+_SHARE_OF_REST: Final = 4
 
 _SCHEMA: Final = """
     CREATE TABLE IF NOT EXISTS process (boot_id TEXT NOT NULL, clean INTEGER NOT NULL);
@@ -116,8 +131,13 @@ class ReadingQueue:
         self._encode = msgspec.json.Encoder().encode
         self._dropped: dict[str, int] = {"bound": 0, "disk_full": 0}
         self._dropped_at: float | None = None
+        self._ballast = path.with_name(path.name + ".ballast")
+        self._ballast_due = 0.0
+        # What the queue may hold as long as there is no ballast.
+        self._tight_bytes: int | None = None
         with _as_unavailable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._ballast.unlink(missing_ok=True)
             self._connection = _open(path, sync)
             self._page_bytes: int = self._number("PRAGMA page_size")
             self._recover(_current_boot_id() if boot_id is None else boot_id)
@@ -130,6 +150,7 @@ class ReadingQueue:
             self._by_id = {source.id: source for source in self._sources.values()}
             self._find_ends(sinks)
         self._path = path
+        self._lay_ballast()
 
     def put(self, readings: Sequence[Reading]) -> list[Stored]:
         """Numbers the readings and writes them down, and takes out what every sink has acknowledged.
@@ -146,7 +167,11 @@ class ReadingQueue:
                         raise
                     self._make_room(len(readings))
             else:
-                raise Unavailable("queue", "the disk is full, and nothing is left to drop")
+                raise Unavailable("queue", "the disk is full, and dropping readings makes no room")
+            if self._tight_bytes is not None:
+                # The log must not grow beyond what it has.
+                self._checkpoint()
+                self._lay_ballast()
             self._changed.notify_all()
             return stored
 
@@ -214,8 +239,8 @@ class ReadingQueue:
                 self._connection.execute("UPDATE sources SET seq = seq + ?", (POWER_CUT_GAP,))
             self._connection.execute("DELETE FROM process")
             self._connection.execute("INSERT INTO process VALUES (?, 0)", (boot_id,))
-        # On the disk before the first reading has a number.
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        # On the disk before the first reading has a number, unless the disk is full.
+        self._checkpoint("TRUNCATE")
 
     def _find_ends(self, sinks: Sequence[str]) -> None:
         """Places count up, whether or not a reading is left that has the last one."""
@@ -267,9 +292,15 @@ class ReadingQueue:
         self._next += len(stored)
         self._first = min(max(self._first, floor + 1), self._next)
         self._written = dict(self._acknowledged)
-        while self._used_bytes() > self._max_bytes and self._first < self._next:
-            self._drop_oldest(len(stored), "bound")
+        while self._first < self._next - len(stored) and (reason := self._what_is_exceeded()):
+            self._drop_oldest(len(stored), reason, newest=len(stored))
         return stored
+
+    def _what_is_exceeded(self) -> DropReason | None:
+        used = self._used_bytes()
+        if used > self._max_bytes:
+            return "bound"
+        return "disk_full" if self._tight_bytes is not None and used > self._tight_bytes else None
 
     def _source(self, reading: Reading) -> _Source:
         key = reading.device_id, reading.sensor
@@ -295,6 +326,10 @@ class ReadingQueue:
 
     def _make_room(self, count: int) -> None:
         """After the disk was full: the pages of what is dropped are used again."""
+        if self._tight_bytes is None:
+            self._tight_bytes = self._used_bytes()
+        self._ballast_due = time.monotonic() + _BALLAST_AGAIN_SECONDS
+        self._ballast.unlink(missing_ok=True)
         # The log of changes begins anew, in the room that it has already.
         self._checkpoint()
         if self._first < self._next:
@@ -302,8 +337,9 @@ class ReadingQueue:
                 self._drop_oldest(count, "disk_full")
             self._checkpoint()
 
-    def _drop_oldest(self, count: int, reason: DropReason) -> None:
-        held = self._next - self._first
+    def _drop_oldest(self, count: int, reason: DropReason, newest: int = 0) -> None:
+        """newest: how many stay, whatever happens."""
+        held = self._next - self._first - newest
         last = self._first + min(held, max(count, held // _DROPPED_AT_ONCE)) - 1
         with self._transaction():
             self._connection.execute("DELETE FROM readings WHERE id <= ?", (last,))
@@ -315,13 +351,28 @@ class ReadingQueue:
             self._dropped[reason] += lost
             self._dropped_at = time.time()
 
+    def _lay_ballast(self) -> None:
+        if time.monotonic() < self._ballast_due:
+            return
+        self._ballast_due = time.monotonic() + _BALLAST_AGAIN_SECONDS
+        try:
+            with self._ballast.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+            self._tight_bytes = None
+        except OSError:
+            self._ballast.unlink(missing_ok=True)
+            if self._tight_bytes is None:
+                # A disk as full as that from the start: some of what it has left.
+                disk = os.statvfs(self._ballast.parent)
+                self._tight_bytes = self._used_bytes() + disk.f_bavail * disk.f_frsize // _SHARE_OF_REST
+
     def _used_bytes(self) -> int:
         pages = self._number("PRAGMA page_count") - self._number("PRAGMA freelist_count")
         return pages * self._page_bytes
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, mode: Literal["RESTART", "TRUNCATE"] = "RESTART") -> None:
         with suppress(sqlite3.OperationalError):
-            self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
 
     def _number(self, statement: str) -> int:
         return int(self._connection.execute(statement).fetchone()[0])
@@ -361,6 +412,7 @@ def _connect(path: Path, sync: str) -> sqlite3.Connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
         connection.execute(f"PRAGMA synchronous = {sync}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}").fetchall()
         interrupted = connection.execute(
             "SELECT count(*) FROM sqlite_master WHERE name = 'process'"
         ).fetchone() == (1,) and connection.execute("SELECT clean FROM process").fetchone() == (0,)

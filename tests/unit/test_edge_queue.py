@@ -250,6 +250,56 @@ def test_on_a_full_disk_the_oldest_make_room(path: Path) -> None:
     queue.close()
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 8 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    # Lazily: a test that failed has left its file open.
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_on_a_disk_that_others_have_filled_the_newest_are_kept(small_disk: Path) -> None:
+    path = small_disk / "queue.db"
+    queue = ReadingQueue(path, sinks=["kafka"], max_bytes=LARGE)
+    batch = [reading(1, text="x" * 200)] * 50
+    for _ in range(100):
+        queue.put(batch)
+    other = small_disk / "other"
+    with other.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        file.writelines(itertools.repeat(b"x" * 4096))
+    for _ in range(400):
+        queue.put(batch)
+    left = seqs(queue.after("kafka", 100_000))
+    assert left == list(range(25_001 - len(left), 25_001)), "one hole, at the beginning"
+    assert len(left) > 2500, "what was there when the disk was filled is used again"
+    assert queue.status().dropped == {"bound": 0, "disk_full": 25_000 - len(left)}
+    again = ReadingQueue(killed(path), sinks=["kafka"], max_bytes=LARGE)
+    assert seqs(again.after("kafka", 100_000)) == left
+    again.close()
+    other.unlink()
+    queue._ballast_due = 0
+    for _ in range(40):
+        queue.put(batch)
+    assert len(seqs(queue.after("kafka", 100_000))) == len(left) + 2000, "it grows again"
+    queue.close()
+
+
+def test_a_disk_that_was_full_from_the_start_holds_some(small_disk: Path) -> None:
+    (small_disk / "other").write_bytes(b"x" * 6 * 1024 * 1024)
+    queue = ReadingQueue(small_disk / "queue.db", sinks=["kafka"], max_bytes=LARGE)
+    for _ in range(200):
+        queue.put([reading(1, text="x" * 200)] * 50)
+    left = seqs(queue.after("kafka", 100_000))
+    assert left == list(range(10_001 - len(left), 10_001))
+    assert len(left) > 500
+    queue.close()
+
+
 def test_a_batch_that_no_disk_takes_is_refused_and_no_number_is_lost(path: Path) -> None:
     queue = ReadingQueue(path, sinks=["kafka"], max_bytes=LARGE)
     queue.put(readings(1))
