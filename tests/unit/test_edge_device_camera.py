@@ -31,11 +31,22 @@ from edge_publisher.devices.camera import (
     VideoCamera,
     open_camera,
 )
-from edge_publisher.devices.imx477 import Imx477
+from edge_publisher.devices.imx477 import Imx477, measure
 from edge_publisher.devices.link import LinkLost
+from edge_publisher.devices.pool import Pool
 from edge_publisher.devices.protocol import DeviceState, Reading
 from edge_publisher.devices.upload import Uploader
-from edge_publisher.domain.picture import change, grey_of, laser, luminosity, scene_of, sharpness
+from edge_publisher.domain.picture import (
+    change,
+    grey_of,
+    laplacian_sums,
+    laser,
+    luminosity,
+    rows_of,
+    scene_of,
+    sharpness,
+    variance,
+)
 from edge_publisher.simulation.camera import MovingCamera
 from visionmesh.contracts import Imx477Values, is_image_id
 from visionmesh.errors import Unavailable
@@ -103,6 +114,32 @@ def test_the_laser_is_where_it_is(x: int, y: int, radius: int) -> None:
 )
 def test_what_is_no_laser(picture: Picture) -> None:
     assert laser(picture) is None
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_parts_of_a_picture_give_the_sharpness_of_the_whole(parts: int) -> None:
+    picture = np.asarray(np.random.default_rng(1).integers(0, 255, (241, 320)), np.uint8)
+    sums = [laplacian_sums(picture, *rows) for rows in rows_of(241, parts)]
+    assert variance(sums) == pytest.approx(sharpness(picture))
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 240), (2028, 1520)])
+def test_all_threads_measure_what_one_does(width: int, height: int) -> None:
+    grey = grey_of(MovingCamera(width, height, seconds=0).capture())
+
+    async def measured() -> object:
+        pool = Pool(2, "test", lambda _: None)
+        try:
+            return await measure(pool, grey)
+        finally:
+            pool.close()
+
+    for _ in range(2):
+        assert asyncio.run(measured()) == (
+            luminosity(grey),
+            pytest.approx(sharpness(grey)),
+            laser(grey),
+        )
 
 
 def test_of_several_spots_the_largest_is_the_laser() -> None:
