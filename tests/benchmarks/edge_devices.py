@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -235,20 +236,40 @@ async def on_a_bus(seconds: float) -> None:
 # Analysis
 
 
+class CountingPool(Pool):
+    """spent: seconds of processor that each thread has spent: on cores of its own it would take no longer."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.spent: Counter[int] = Counter()
+        super().__init__(*arguments)
+
+    async def run(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        def work() -> Any:
+            before = time.thread_time()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.spent[threading.get_ident()] += time.thread_time() - before  # type: ignore[assignment]
+
+        return await super().run(work)
+
+
 async def analysis(rounds: int) -> None:
     """One after the other, and in the camera's two threads, by turns."""
     cv2.setNumThreads(1)
-    pool = Pool(2, "bench", lambda _: None)
+    pool = CountingPool(2, "bench", lambda _: None)
     for width, height in SIZES:
         picture = MovingCamera(width, height, seconds=0).capture()
         grey = grey_of(picture)
         work: tuple[Callable[[NDArray[np.uint8]], object], ...] = (luminosity, sharpness, laser)
-        sequential, parallel, whole = [], [], []
+        sequential, parallel, whole, shares = [], [], [], []
         for _ in range(max(5, rounds)):
             each = [timed(function, grey) for function in work]
             sequential.append(sum(each))
+            pool.spent.clear()
             started = time.perf_counter()
             await measure(pool, grey)
+            shares.append(sum(pool.spent.values()) / max(pool.spent.values()))
             parallel.append((time.perf_counter() - started) * 1000)
             started = time.perf_counter()
             again = await pool.run(grey_of, picture)
@@ -261,6 +282,7 @@ async def analysis(rounds: int) -> None:
         figure(f"{name}, with its grey picture", whole, "ms")
         best = min(sequential) / min(parallel)
         print(f"{'':<44} {best:.2f} x of the best rounds; two cores can give 2 x", flush=True)
+        figure(f"{name}, all work / busier thread's", shares, "x")
         print(f"{'':<44} {SEED_MS / median(whole):.1f} x the seed's {SEED_MS:.0f} ms", flush=True)
     pool.close()
 

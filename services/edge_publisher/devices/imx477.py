@@ -50,6 +50,9 @@ _PATIENCE_SECONDS: Final = CAPTURE_SECONDS + 2.0
 # Pixels. What is measured in a smaller picture is done before another thread has begun with its part.
 _WORTH_SHARING: Final = 2_000_000
 
+# For each thread, so that one that was held up leaves some to the others.
+_PARTS: Final = 2
+
 # After a failure, from one attempt to the next.
 _FIRST_DELAY_SECONDS: Final = 0.5
 _LONGEST_DELAY_SECONDS: Final = 5.0
@@ -61,7 +64,7 @@ async def measure(pool: Pool, grey: Grey) -> tuple[float, float, Laser | None]:
     """Luminosity, sharpness and the laser spot of a picture, by all threads of the pool."""
     if grey.size < _WORTH_SHARING:
         return await pool.run(lambda: (luminosity(grey), sharpness(grey), laser(grey)))
-    rows = rows_of(len(grey), pool.size)
+    rows = rows_of(len(grey), _PARTS * pool.size)
     sums = asyncio.gather(*(pool.run(laplacian_sums, grey, *each) for each in rows))
     rest = asyncio.gather(pool.run(luminosity, grey), pool.run(laser, grey))
     bright, spot = await rest
