@@ -129,7 +129,17 @@ def test_an_answer_of_the_sensor_between_frames_is_no_frame() -> None:
 def test_on_a_good_line_every_jump_passes_at_once() -> None:
     there_and_back = [frame_of(100 + 300 * (number % 2), 1500, 31.0) for number in range(100)]
     decoder = TfLunaDecoder()
+    decoder.feed(frame_of(100, 1500, 31.0) * 32)
     assert [len(decoder.feed(frame)) for frame in there_and_back] == [1] * 100
+
+
+def test_damage_that_comes_before_any_that_is_seen_passes_no_distance() -> None:
+    good = frame_of(200, 1500, 31.0)
+    bad = bytearray(good)
+    bad[3], bad[8] = 2, (good[8] + 2) & 0xFF
+    assert distances(TfLunaDecoder().feed(good * 3 + bad + good * 3)) == [200.0] * 6
+    # A first one that is wrong is soon seen to be alone.
+    assert distances(TfLunaDecoder().feed(bytes(bad) + good * 3)) == [712.0] + [200.0] * 3
 
 
 def test_damage_that_the_checksum_does_not_see_passes_no_distance() -> None:

@@ -4,9 +4,9 @@ A frame is `59 59`, then distance (cm), amplitude and temperature (eighths of a 
 little-endian uint16, then the low byte of the sum of the eight bytes before.
 
 That checksum finds every damage to one byte, and lets through one in 256 of two bytes replaced at random, one
-in 16 of two flipped bits. So where the line is damaging frames, a measurement passes only when a neighbour
-agrees with it. What remains is a distance that is wrong by no more than `near` allows; nothing in the frame
-could tell it from the sensor's own noise.
+in 16 of two flipped bits. So where the line is damaging frames, or nothing is known of it yet, a measurement
+passes only when a neighbour agrees with it. What remains is a distance that is wrong by no more than `near`
+allows; nothing in the frame could tell it from the sensor's own noise.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ _FARTHEST_CM: Final = 1200
 _COLDEST: Final = (256 - 40) * 8
 _WARMEST: Final = (256 + 125) * 8
 
-# Frames. For this long after a damaged one, the line is taken to be bad: a second at the full rate.
+# Frames. For this long after a damaged one, the line is taken to be bad: a second at the full rate. So is a
+# line of which nothing is known: if it damages one byte in a hundred, so many frames tell almost surely.
 _SUSPICION: Final = 250
+_FIRST: Final = 32
 
 # How far two neighbouring measurements may be apart: an object that moves at 5 m/s in 4 ms, and the sensor's
 # noise, which grows with the distance.
@@ -55,7 +57,7 @@ class TfLunaDecoder:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._suspicious = 0
+        self._suspicious = _FIRST
         self._last: _Raw | None = None
         self._held: _Raw | None = None
         self._counts = {"frames": 0, "damaged": 0, "implausible": 0}
@@ -97,7 +99,7 @@ class TfLunaDecoder:
             if held is None or not near(frame, held):
                 self._counts["implausible"] += held is not None
                 held = None
-                if self._last is None or not near(frame, self._last):
+                if self._last is not None and not near(frame, self._last):
                     self._held = frame
                     return
         # Where the line has been good since, what was held is as good as what follows.
