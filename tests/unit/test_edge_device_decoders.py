@@ -117,8 +117,31 @@ def test_lost_bytes_take_at_most_the_next_frame_along(lost: int) -> None:
 def test_one_changed_byte_costs_its_own_frame_and_no_other(place: int) -> None:
     damaged = bytearray(frame_of(200, 1500, 31.0))
     damaged[place] ^= 0x10
-    found = TfLunaDecoder().feed(frame_of(200, 1500, 31.0) * 5 + damaged + frame_of(200, 1500, 31.0) * 5)
+    decoder = TfLunaDecoder()
+    found = decoder.feed(frame_of(200, 1500, 31.0) * 5 + damaged + frame_of(200, 1500, 31.0) * 5)
     assert distances(found) == [200.0] * 10
+    assert decoder.counts == {"frames": 10, "damaged": 1, "implausible": 0}
+
+
+@pytest.mark.parametrize(
+    ("distance_cm", "amplitude", "temperature_c", "frames"),
+    [
+        (1200, 1500, 31.0, 1),
+        (1201, 1500, 31.0, 0),
+        (65535, 50, 31.0, 1),
+        (200, 1500, -40.0, 1),
+        (200, 1500, -41.0, 0),
+        (200, 1500, 125.0, 1),
+        (200, 1500, 126.0, 0),
+        (0x5959, 0x5959, 0x5959 / 8 - 256, 0),
+    ],
+)
+def test_what_no_sensor_can_measure_is_no_frame(
+    distance_cm: int, amplitude: int, temperature_c: float, frames: int
+) -> None:
+    decoder = TfLunaDecoder()
+    decoder.feed(frame_of(distance_cm, amplitude, temperature_c) + bytes(2 * FRAME))
+    assert decoder.counts["frames"] == frames
 
 
 def test_an_answer_of_the_sensor_between_frames_is_no_frame() -> None:
