@@ -20,6 +20,9 @@ log = structlog.get_logger()
 # What ten minutes without a broker leave is made up for in batches of this size.
 _BATCH: Final = 1000
 
+# After a failure that is no outage.
+_FAILED_SECONDS: Final = 5.0
+
 # How long a thread waits at most before it looks whether it is to end.
 _WAIT_SECONDS: Final = 1.0
 
@@ -85,19 +88,19 @@ class Forwarder:
         self._thread.join(seconds)
 
     def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
+        while not self._stop.is_set():
+            try:
                 if self._queue.wait(self.name, _WAIT_SECONDS):
                     until_available(self._forward, self._stop, self._on_wait)
                     self.waiting_for = None
-        except Stopped:
-            pass
-        except Exception:
-            # The queue is written on, and health tells that this sink gets nothing.
-            log.exception("forwarding_failed", sink=self.name)
-            self.waiting_for = Unavailable(self.name, "forwarding failed; the log says why")
-        finally:
-            self._sink.close()
+            except Stopped:
+                break
+            except Exception as error:
+                # A bug. The queue is written on, and health tells that this sink gets nothing.
+                log.exception("forwarding_failed", sink=self.name)
+                self.waiting_for = Unavailable(self.name, f"{type(error).__name__}: {error}")
+                self._stop.wait(_FAILED_SECONDS)
+        self._sink.close()
 
     def _forward(self) -> None:
         batch = self._queue.after(self.name, _BATCH)

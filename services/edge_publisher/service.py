@@ -58,7 +58,8 @@ class StoreAndForward:
         self._lost_at: float | None = None
         self._refusal: Unavailable | None = None
         self._forwarders = [Forwarder(queue, sink, self._came.set) for sink in sinks]
-        self._told_dropped: dict[str, int] = {}
+        # As of the last commit, so that who asks waits for no disk.
+        self._status = queue.status()
         self.on_stored: Callable[[Sequence[Stored]], None] = lambda _: None
 
     def offer(self, reading: Reading) -> None:
@@ -105,30 +106,28 @@ class StoreAndForward:
         }
 
     def health(self) -> dict[str, Any]:
-        """What `/health` tells of the queue; `problems` are sentences."""
+        """What `/health` tells of the queue; `problems` are sentences. Waits for nothing."""
         problems = []
         if self._refusal is not None:
             problems.append(f"Readings can't be written down: {self._refusal.reason}.")
         waiting = {each.name: each.waiting_for for each in self._forwarders}
         problems += [f"{name} takes no readings: {error.reason}." for name, error in waiting.items() if error]
-        found: dict[str, Any] = {"held": len(self._held)}
-        dropped: dict[str, int] = {"memory": self._lost_in_memory}
-        dropped_at = [self._lost_at]
-        try:
-            status = self._queue.status()
-        except Unavailable as error:
-            problems.append(f"The queue can't be read: {error.reason}.")
-        else:
-            found |= {"waiting": dict(status.waiting), "bytes": status.bytes}
-            dropped.update(status.dropped)
-            dropped_at.append(status.dropped_at)
-        last = max((moment for moment in dropped_at if moment is not None), default=None)
+        status = self._status
+        dropped = {"memory": self._lost_in_memory, **status.dropped}
+        moments = (self._lost_at, status.dropped_at)
+        last = max((moment for moment in moments if moment is not None), default=None)
         if last is not None and time.time() - last < _DROP_TOLD_SECONDS:
             problems.append(
                 f"{sum(dropped.values())} readings were dropped since the start, the last of them "
                 f"{time.time() - last:.0f} s ago: there was no more room."
             )
-        return found | {"dropped": dropped, "problems": problems}
+        return {
+            "held": len(self._held),
+            "waiting": dict(status.waiting),
+            "bytes": status.bytes,
+            "dropped": dropped,
+            "problems": problems,
+        }
 
     def _write(self) -> None:
         """Writes down what was offered, and tries again for as long as the disk does not take it."""
@@ -155,19 +154,19 @@ class StoreAndForward:
             metrics.EDGE_READINGS.labels(sensor).inc(count)
         if stored:
             self.on_stored(stored)
+        before = self._status
         try:
-            status = self._queue.status()
+            status = self._status = self._queue.status()
         except Unavailable:
-            return  # health says so
+            return  # the next commit will fail as well, and health says so
         metrics.EDGE_QUEUE_BYTES.set(status.bytes)
         for sink, waiting in status.waiting.items():
             metrics.EDGE_WAITING.labels(sink).set(waiting)
         for reason, count in status.dropped.items():
-            more = count - self._told_dropped.get(reason, 0)
+            more = count - before.dropped[reason]
             if more:
                 metrics.EDGE_DROPPED.labels(reason).inc(more)
                 log.error("readings_dropped", reason=reason, readings=more, since_start=count)
-                self._told_dropped[reason] = count
 
     def _end(self) -> None:
         deadline = time.monotonic() + _LAST_SEND_SECONDS

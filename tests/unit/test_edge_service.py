@@ -113,6 +113,35 @@ class Holding:
         pass
 
 
+def test_a_bug_on_the_way_to_a_broker_is_told_and_loses_nothing(
+    tmp_path: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_publisher.publisher._FAILED_SECONDS", 0.01)
+    sink = KafkaSink(broker.publisher())
+    send, failing = sink.send, True
+
+    def fails(*arguments: Any) -> int:
+        if failing:
+            raise ValueError("a bug")
+        return send(*arguments)
+
+    monkeypatch.setattr(sink, "send", fails)
+    with forwarding(tmp_path / "q", [sink]) as forward:
+        forward.offer(reading(1))
+        eventually(lambda: bool(forward.health()["problems"]), "a word about it")
+        assert forward.health()["problems"] == ["kafka takes no readings: ValueError: a bug."]
+        failing = False
+        eventually(lambda: seqs(broker) == [1] and emptied(forward), "the reading")
+
+
+def test_health_waits_for_no_disk(tmp_path: Path, broker: MemoryBroker) -> None:
+    with forwarding(tmp_path / "q", [KafkaSink(broker.publisher())]) as forward:
+        # Held for as long as a commit takes; and by this thread, so that asking for it again would not wait:
+        # another one asks.
+        with forward._queue._changed, ThreadPoolExecutor(1) as thread:
+            assert thread.submit(forward.health).result(30)["problems"] == []
+
+
 def test_a_sink_that_is_away_does_not_hold_up_the_other(tmp_path: Path, broker: MemoryBroker) -> None:
     mqtt = Holding()
     with forwarding(tmp_path / "q", [KafkaSink(broker.publisher()), mqtt]) as forward:
