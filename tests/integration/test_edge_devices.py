@@ -21,6 +21,7 @@ from edge_publisher.simulation.process import SimulatedLink, Simulator
 from edge_publisher.simulation.ptys import TfLunaSensor
 from visionmesh.cli import app
 from visionmesh.contracts import VALUES
+from visionmesh.errors import Unavailable
 from visionmesh.settings import EdgeSettings, get_edge_settings
 
 DEADLINE_SECONDS = 60.0
@@ -135,6 +136,39 @@ def test_a_sensor_that_goes_away_comes_back_by_itself(sensor: str, told: str) ->
         await device.close()
 
     asyncio.run(scenario())
+
+
+@needs_a_bus
+@pytest.mark.parametrize("changes", [{}, {"hcsr04_address": "c0:ff:ee:00:00:04"}, {"hcsr04_name": "hc-sr04"}])
+def test_a_peripheral_that_a_killed_process_left_connected_is_found(changes: dict[str, str]) -> None:
+    async def scenario() -> list[Reading]:
+        (device,) = open_devices(settings(sensors=("hcsr04",), **changes))
+        await asyncio.to_thread(simulator_of(device).do, "connect", sensor="hcsr04")
+        found = await take(device, 3)
+        await device.close()
+        return found
+
+    assert all(map(plausible, asyncio.run(scenario())))
+
+
+@needs_a_bus
+def test_another_peripheral_is_not_taken_for_the_one_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_publisher.devices import ble_link
+
+    monkeypatch.setattr(ble_link, "_SCAN_SECONDS", 1.0)
+
+    async def scenario(connected: bool) -> None:
+        (device,) = open_devices(settings(sensors=("hcsr04",), hcsr04_name="another"))
+        if connected:
+            await asyncio.to_thread(simulator_of(device).do, "connect", sensor="hcsr04")
+        with pytest.raises(Unavailable):
+            await device.read()
+        await until(lambda: device.state.last_error is not None)
+        assert device.state.last_error == "no peripheral with another in reach"
+        await device.close()
+
+    for connected in (False, True):
+        asyncio.run(scenario(connected))
 
 
 @pytest.mark.parametrize("form", ["ascii", "uint16_mm"])

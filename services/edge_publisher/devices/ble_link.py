@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from bleak import BleakClient, BleakScanner
+from bleak import BleakAdapter, BleakClient, BleakScanner
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData
 from bleak.exc import BleakError
@@ -63,15 +63,27 @@ class BleLink:
         raise LinkLost("the peripheral disconnected")
 
     async def _find(self) -> BLEDevice:
+        # One that is connected does not advertise, and stays connected when the process that connected it is
+        # killed: a scan would look for it for ever.
+        adapter = await BleakAdapter.get()
+        for device in await adapter.get_connected_devices([self._peripheral.service]):
+            if self._is_named(device, None):
+                return device
         found = await BleakScanner.find_device_by_filter(self._is_it, timeout=_SCAN_SECONDS)
         if found is None:
             raise LinkLost(f"no peripheral with {self._peripheral} in reach")
         return found
 
     def _is_it(self, device: BLEDevice, advertised: AdvertisementData) -> bool:
+        if not self._is_named(device, advertised.local_name):
+            return False
+        if self._peripheral.address or self._peripheral.name:
+            return True
+        return self._peripheral.service.lower() in [uuid.lower() for uuid in advertised.service_uuids]
+
+    def _is_named(self, device: BLEDevice, local_name: str | None) -> bool:
+        """Whether it has the address or the name that is wanted, if any is."""
         wanted = self._peripheral
         if wanted.address is not None:
             return device.address.upper() == wanted.address.upper()
-        if wanted.name is not None:
-            return wanted.name in (advertised.local_name, device.name)
-        return wanted.service.lower() in [uuid.lower() for uuid in advertised.service_uuids]
+        return wanted.name is None or wanted.name in (local_name, device.name)

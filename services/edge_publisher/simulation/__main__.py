@@ -2,7 +2,8 @@
 
 FORMAT: what the HC-SR04 notifies of. The first line on stdout says where they are, in JSON. A line on stdin
 is a command, in JSON too, answered with a line: `{"do": "unplug", "sensor": "tfluna"}` and `plug`; `noise`
-with its `share`; `sent`, which answers how many messages each sensor has sent.
+with its `share`; `connect`, as if a process that was killed had connected the HC-SR04; `sent`, which answers
+how many messages each sensor has sent.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def _obey(command: dict[str, Any], sensors: dict[str, SerialSensor], peripheral:
         sent = {each: sensor.sent for each, sensor in sensors.items()}
         return sent if peripheral is None else {**sent, "hcsr04": peripheral.sent}
     if name == "hcsr04" and peripheral is not None:
-        {"unplug": peripheral.drop, "plug": peripheral.come_back}[what]()
+        {"unplug": peripheral.drop, "plug": peripheral.come_back, "connect": peripheral.connect}[what]()
     elif what == "noise":
         sensors[str(name)].noise = float(command["share"])
     else:
