@@ -241,6 +241,21 @@ def test_the_simulation_ends_with_its_last_sensor() -> None:
     asyncio.run(scenario())
 
 
+def test_a_simulation_that_was_killed_is_started_again() -> None:
+    async def scenario() -> None:
+        (device,) = open_devices(settings(sensors=("tfluna",)))
+        simulator = simulator_of(device)
+        await take(device, 1)
+        process = simulator._process
+        assert process is not None
+        process.kill()
+        await until(lambda: device.state.reconnects == 1)
+        assert simulator._process is not process
+        await device.close()
+
+    asyncio.run(scenario())
+
+
 @pytest.fixture
 def _simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("EDGE_SIMULATE", "all")

@@ -344,6 +344,23 @@ def test_who_waits_for_a_camera_that_hangs_is_told_in_time() -> None:
     asyncio.run(scenario())
 
 
+def test_a_camera_that_hangs_is_told_and_is_back_when_it_gives_a_picture() -> None:
+    async def scenario() -> None:
+        camera = PlayedCamera()
+        device = Imx477("pi-1", camera, cache_seconds=0, interval_seconds=0.01, patience_seconds=0.05)
+        stream = device.readings()
+        await anext(stream)
+        camera.let.clear()
+        await until(lambda: not device.state.connected)
+        assert device.state.last_error == "no picture within 0.05 s"
+        camera.let.set()
+        await until(lambda: device.state.connected)
+        assert device.state.reconnects == 1
+        await device.close()
+
+    asyncio.run(scenario())
+
+
 # Uploads
 
 
@@ -474,17 +491,17 @@ def test_a_still_program_is_asked_for_a_jpeg_of_that_size(tmp_path: Path, jpeg: 
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "told", "seconds"),
     [
-        ("time.sleep(60)", "took longer than 0.5 s and was stopped"),
-        ("sys.exit('ERROR: no cameras available')", "status 1 and said: ERROR: no cameras available"),
-        ("sys.stdout.write('no picture')", "gave 10 bytes that are no picture"),
-        ("", "gave 0 bytes that are no picture"),
+        ("time.sleep(60)", "took longer than 0.5 s and was stopped", 0.5),
+        ("sys.exit('ERROR: no cameras available')", "status 1 and said: ERROR: no cameras available", 60),
+        ("sys.stdout.write('no picture')", "gave 10 bytes that are no picture", 60),
+        ("", "gave 0 bytes that are no picture", 60),
     ],
 )
-def test_a_still_program_that_fails_is_told(tmp_path: Path, script: str, told: str) -> None:
+def test_a_still_program_that_fails_is_told(tmp_path: Path, script: str, told: str, seconds: float) -> None:
     with pytest.raises(LinkLost, match=told):
-        StillProgram(program(tmp_path, script), 320, 240, seconds=0.5).capture()
+        StillProgram(program(tmp_path, script), 320, 240, seconds=seconds).capture()
 
 
 def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:

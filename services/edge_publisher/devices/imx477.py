@@ -188,8 +188,12 @@ class Imx477:
 
     async def _shoot(self) -> Reading:
         """Takes a picture and looks at it. Raises `LinkLost`."""
+        measuring = asyncio.create_task(self._measured())
         try:
-            return await self._measured()
+            while not (await asyncio.wait({measuring}, timeout=self._patience_seconds))[0]:
+                # A thread that hangs can't be stopped; it can be told.
+                self.state.lost(f"no picture within {self._patience_seconds:g} s")
+            return measuring.result()
         except LinkLost as error:
             self.state.lost(str(error))
             raise
@@ -199,6 +203,8 @@ class Imx477:
                 log.exception("device_failed", sensor=SENSOR)
             self.state.lost(reason)
             raise LinkLost(reason) from error
+        finally:
+            measuring.cancel()
 
     async def _measured(self) -> Reading:
         started = time.monotonic_ns()

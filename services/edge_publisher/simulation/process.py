@@ -40,7 +40,8 @@ class Simulator:
     def places(self) -> dict[str, str | None]:
         """Where the sensors are: paths of ports, and the address of the bus. Raises `LinkLost`."""
         with self._lock:
-            if self._process is None:
+            if self._process is None or self._process.poll() is not None:
+                self._end()
                 self._start()
             return self._places
 
@@ -67,14 +68,7 @@ class Simulator:
 
     def close(self) -> None:
         with self._lock:
-            if self._process is not None:
-                with self._process as process:
-                    process.kill() if process.stdin is None else process.stdin.close()
-                    process.wait()
-                self._process = None
-            if self._folder is not None:
-                self._folder.cleanup()
-                self._folder = None
+            self._end()
 
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="mesh-edge-")
@@ -86,6 +80,16 @@ class Simulator:
             text=True,
         )
         self._places = self._answer()
+
+    def _end(self) -> None:
+        if self._process is not None:
+            with self._process as process:
+                assert process.stdin is not None
+                process.stdin.close()
+            self._process = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def _answer(self) -> Any:
         assert self._process is not None
