@@ -287,7 +287,7 @@ def test_what_mesh_edge_record_writes_is_replayed(
 def test_a_sensor_that_is_not_there_ends_the_command_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     from visionmesh.cli import edge
 
-    monkeypatch.setattr(edge, "_OPENING_SECONDS", 0.3)
+    monkeypatch.setattr(edge, "_OPENING_SECONDS", 2.0)
     monkeypatch.setenv("EDGE_TFLUNA_PORT", "/dev/ttyUSB99")
     get_edge_settings.cache_clear()
     command = CliRunner()

@@ -355,7 +355,7 @@ def test_a_camera_that_hangs_is_told_and_is_back_when_it_gives_a_picture() -> No
         assert device.state.last_error == "no picture within 0.05 s"
         camera.let.set()
         await until(lambda: device.state.connected)
-        assert device.state.reconnects == 1
+        assert device.state.reconnects >= 1
         await device.close()
 
     asyncio.run(scenario())

@@ -215,7 +215,7 @@ def test_all_who_ask_at_once_get_one_reading() -> None:
 
 def test_who_asks_a_sensor_that_is_away_is_told_why() -> None:
     async def scenario() -> None:
-        device = device_on(PlayedLink(gives(error=LinkLost("no such port"))), patience_seconds=0.2)
+        device = device_on(PlayedLink(gives(error=LinkLost("no such port"))), patience_seconds=1.5)
         with pytest.raises(Unavailable, match="no such port"):
             await device.read()
         await device.close()
@@ -317,7 +317,7 @@ def test_a_chip_that_is_away_and_comes_back_asleep_is_woken_again() -> None:
 
 def test_another_chip_is_not_taken_for_an_mpu6050() -> None:
     async def scenario() -> None:
-        device = on_chip(Mpu6050Chip(identity=0x70), patience_seconds=0.2)
+        device = on_chip(Mpu6050Chip(identity=0x70), patience_seconds=1.5)
         with pytest.raises(Unavailable, match="says it is 0x70"):
             await device.read()
         await device.close()
