@@ -65,6 +65,7 @@ _STATUS: Final = {
     "too_many_bytes": 413,
     "too_many_files": 413,
     "too_many_pixels": 413,
+    "too_many_readings": 400,
     "truncated_body": 400,
     "unknown_task": 400,
     "unsupported_media_type": 415,

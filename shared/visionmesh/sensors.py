@@ -17,9 +17,14 @@ import psycopg
 
 from visionmesh.contracts import Value
 from visionmesh.database import Connection, Database
+from visionmesh.errors import Rejected
 
 # Dropping a partition locks out everybody for a moment; who waits for that longer would hold them all up.
 _DROP_LOCK_TIMEOUT: Final = "2s"
+
+
+# Two hours of a sensor that measures 250 times a second; more take longer than a statement may.
+MOST_AVERAGED: Final = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,10 @@ class Sensors(Protocol):
     def buckets(
         self, device_id: str, sensor: str, begin: datetime, end: datetime, resolution: timedelta
     ) -> list[Bucket]:
-        """The readings by spans of time, of which each begins a whole number of resolutions after 2000."""
+        """The readings by spans of time, of which each begins a whole number of resolutions after 2000.
+
+        Raises `Rejected("too_many_readings", …)` for a period with more of them than `MOST_AVERAGED`.
+        """
 
     def knows(self, device_id: str, sensor: str) -> bool:
         """Whether there is any reading of that sensor."""
@@ -158,29 +166,38 @@ _READINGS: Final = f"""
     LIMIT %(limit)s
 """
 
-_BUCKETS: Final = """
-    WITH chosen AS (
-        SELECT date_bin(%(resolution)s, captured_at, '2000-01-01T00:00:00Z') AS at, values
-        FROM sensor_readings
+# Two statements, each grouping by a hash or a sort alone: joined, with a new partition of which no statistics
+# are known, one would be computed again for every row of the other.
+_COUNTED: Final = """
+    SELECT date_bin(%(resolution)s, captured_at, '2000-01-01T00:00:00Z') AS at, count(*)
+    FROM (
+        SELECT captured_at FROM sensor_readings
         WHERE device_id = %(device_id)s AND sensor = %(sensor)s
             AND captured_at >= %(begin)s AND captured_at < %(end)s
-    ), counted AS (
-        SELECT at, count(*) AS readings FROM chosen GROUP BY at
-    ), measured AS (
-        SELECT at, key, avg(value::float8) AS mean, min(value::float8) AS min, max(value::float8) AS max
-        FROM chosen, jsonb_each(values) WHERE jsonb_typeof(value) = 'number'
-        GROUP BY at, key
-    )
-    SELECT at, readings, coalesce(
-        jsonb_object_agg(key, jsonb_build_object('mean', mean, 'min', min, 'max', max))
-            FILTER (WHERE key IS NOT NULL),
-        '{}'
-    )
-    FROM counted LEFT JOIN measured USING (at)
-    GROUP BY at, readings ORDER BY at
+        LIMIT %(most)s + 1
+    ) AS chosen
+    GROUP BY at ORDER BY at
+"""
+
+_MEASURED: Final = """
+    SELECT date_bin(%(resolution)s, captured_at, '2000-01-01T00:00:00Z') AS at, key,
+        avg(value::float8), min(value::float8), max(value::float8)
+    FROM sensor_readings, jsonb_each(values)
+    WHERE device_id = %(device_id)s AND sensor = %(sensor)s
+        AND captured_at >= %(begin)s AND captured_at < %(end)s AND jsonb_typeof(value) = 'number'
+    GROUP BY at, key
 """
 
 _KNOWS: Final = "SELECT EXISTS (SELECT 1 FROM sensor_readings WHERE device_id = %s AND sensor = %s)"
+
+
+def check_not_too_many(readings: int) -> None:
+    """Raises `Rejected`: `too_many_readings`."""
+    if readings > MOST_AVERAGED:
+        raise Rejected(
+            "too_many_readings",
+            f"There are more than {MOST_AVERAGED:,} readings between `from` and `to`; ask for less at once.",
+        )
 
 
 class PostgresSensors:
@@ -219,8 +236,14 @@ class PostgresSensors:
             "device_id": device_id, "sensor": sensor, "begin": begin, "end": end, "resolution": resolution
         }  # fmt: skip
         with self._database.transaction() as connection:
-            rows = connection.execute(_BUCKETS, asked).fetchall()
-        return [Bucket(at.astimezone(UTC), readings, values) for at, readings, values in rows]
+            counted = connection.execute(_COUNTED, asked | {"most": MOST_AVERAGED}).fetchall()
+            check_not_too_many(sum(readings for _, readings in counted))
+            measured = connection.execute(_MEASURED, asked).fetchall()
+        values: dict[datetime, dict[str, dict[str, float]]] = {at: {} for at, _ in counted}
+        for at, key, mean, least, most in measured:
+            # One that was written in between has a span of its own next time.
+            values.setdefault(at, {})[key] = {"mean": mean, "min": least, "max": most}
+        return [Bucket(at.astimezone(UTC), readings, values[at]) for at, readings in counted]
 
     def knows(self, device_id: str, sensor: str) -> bool:
         with self._database.transaction() as connection:

@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from ingest_api.sensors import sensor_routes
 from sensor_sink.retention import Keeper
 from visionmesh.database import Database
+from visionmesh.errors import Rejected
 from visionmesh.http import create_app
 from visionmesh.results import PostgresResultStore
 from visionmesh.sensors import Housekeeping, PostgresSensors, SensorReadingRow, Sensors
@@ -125,6 +126,18 @@ def test_spans_of_time_have_mean_and_extremes_of_numbers(store: Store) -> None:
         ),
         (timedelta(seconds=30), 1, {}),
     ]
+
+
+def test_more_readings_than_can_be_averaged_are_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save([store.row(seq, seq) for seq in range(1, 5)])
+    asked = store.device, "tfluna", store.day, store.day + timedelta(days=1), timedelta(seconds=1)
+    monkeypatch.setattr("visionmesh.sensors.MOST_AVERAGED", 4)
+    assert len(store.sensors.buckets(*asked)) == 4
+    monkeypatch.setattr("visionmesh.sensors.MOST_AVERAGED", 3)
+    with pytest.raises(Rejected, match="more than 3 readings"):
+        store.sensors.buckets(*asked)
 
 
 def test_the_latest_of_every_sensor(store: Store) -> None:

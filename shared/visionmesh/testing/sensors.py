@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from threading import RLock
 
-from visionmesh.sensors import Bucket, SensorReadingRow
+from visionmesh.sensors import Bucket, SensorReadingRow, check_not_too_many
 from visionmesh.testing.faults import Faults
 
 _Key = tuple[str, str, datetime, int]
@@ -59,7 +59,9 @@ class MemorySensors(Faults):
     ) -> list[Bucket]:
         self._answer()
         spans: dict[datetime, list[SensorReadingRow]] = {}
-        for row in self._between(device_id, sensor, begin, end):
+        chosen = self._between(device_id, sensor, begin, end)
+        check_not_too_many(len(chosen))
+        for row in chosen:
             at = _ORIGIN + (row.captured_at - _ORIGIN) // resolution * resolution
             spans.setdefault(at, []).append(row)
         return [Bucket(at, len(rows), _measured(rows)) for at, rows in sorted(spans.items())]
