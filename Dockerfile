@@ -45,6 +45,16 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/qreader.txt,target=/tmp/requirements.txt \
     pip install --no-deps --require-hashes --only-binary :all: -r /tmp/requirements.txt
 
+FROM base AS edge-publisher-dependencies
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/edge-publisher.txt,target=/tmp/requirements.txt \
+    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+
+FROM base AS sensor-sink-dependencies
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/sensor-sink.txt,target=/tmp/requirements.txt \
+    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+
 FROM base AS classifier-dependencies
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/classifier.txt,target=/tmp/requirements.txt \
@@ -106,6 +116,27 @@ ENV MESH_HTTP_PORT=8008 \
     MALLOC_TRIM_THRESHOLD_=131072
 EXPOSE 8008
 CMD ["python", "-m", "qr_decoder"]
+
+# The queue is in a volume, which takes over the owner of the folder that it is mounted on.
+FROM edge-publisher-dependencies AS edge-publisher
+COPY shared /app/shared
+COPY services/edge_publisher /app/services/edge_publisher
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app \
+    && install -d -o ${MESH_UID} -g ${MESH_UID} /app/edge
+USER ${MESH_UID}:${MESH_UID}
+ENV MESH_HTTP_PORT=8000 \
+    EDGE_QUEUE_PATH=/app/edge/queue.db
+EXPOSE 8000
+CMD ["python", "-m", "edge_publisher"]
+
+FROM sensor-sink-dependencies AS sensor-sink
+COPY shared /app/shared
+COPY services/sensor_sink /app/services/sensor_sink
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+USER ${MESH_UID}:${MESH_UID}
+ENV MESH_HTTP_PORT=8007
+EXPOSE 8007
+CMD ["python", "-m", "sensor_sink"]
 
 # One image for every classifier: MESH_CLASSIFIER says which one a container is.
 FROM classifier-dependencies AS classifier

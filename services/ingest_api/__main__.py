@@ -14,6 +14,7 @@ from ingest_api.annotated import Draw, annotated_routes
 from ingest_api.http import result_routes, upload_routes
 from ingest_api.intake import Intake
 from ingest_api.outbox import Announcer, Outbox
+from ingest_api.sensors import sensor_routes
 from visionmesh.consensus import Fitted
 from visionmesh.database import Database
 from visionmesh.drawing import draw_on
@@ -26,6 +27,7 @@ from visionmesh.object_store import ObjectStore, S3ObjectStore
 from visionmesh.observability.health import Check
 from visionmesh.observability.logs import configure
 from visionmesh.results import Images, PostgresImages
+from visionmesh.sensors import PostgresSensors, Sensors
 from visionmesh.service import run_service, start
 from visionmesh.settings import Settings
 from visionmesh.topics import classifiers
@@ -47,8 +49,9 @@ def compose(
     draw: Draw,
     database_check: Check,
     fitted: Fitted | None = None,
+    sensors: Sensors | None = None,
 ) -> FastAPI:
-    """The application over its clients. fitted: the weights of the consensus."""
+    """The application over its clients. fitted: the weights of the consensus. sensors: None for no routes."""
     outbox = Outbox(images, store, publisher)
     intake = Intake(
         images, store, outbox, bucket=settings.s3_upload_bucket, max_bytes=settings.upload_max_bytes
@@ -81,6 +84,8 @@ def compose(
     awaited = classifiers(settings.extra_classifiers)
     app.include_router(result_routes(images, store, classifiers=awaited, fitted=fitted))
     app.include_router(annotated_routes(images, store, draw, max_bytes=settings.upload_max_bytes))
+    if sensors is not None:
+        app.include_router(sensor_routes(sensors))
     return app
 
 
@@ -116,6 +121,7 @@ def serve(settings: Settings) -> int:
             isolated.call,
             database.ping,
             fitted,
+            PostgresSensors(database),
         )
         return run_service(app, None, port=PORT, settings=settings)
 

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
-from visionmesh.contracts import ImageFeatures, ImageUploaded
+from visionmesh.contracts import VALUES
 from visionmesh.settings import ROOT
-from visionmesh.topics import DEAD_LETTER_MAX_BYTES, DEAD_LETTER_RETENTION_MS, PARTITIONS, TOPICS, Topic
+from visionmesh.topics import DEAD_LETTER_MAX_BYTES, DEAD_LETTER_RETENTION_MS, PARTITIONS, TOPICS, AnyTopic
 
 PATH: Final = ROOT / "docs" / "asyncapi.json"
 
@@ -36,7 +36,9 @@ _DEAD_LETTER_HEADERS: Final = {
 
 def document() -> dict[str, Any]:
     """The document as plain JSON values, the same for the same table."""
-    _, schemas = msgspec.json.schema_components([topic.contract for topic in TOPICS], ref_template=_SCHEMAS)
+    # No message holds a sensor's values by reference, since others may be sent; they are told all the same.
+    contracts = [*(topic.contract for topic in TOPICS), *VALUES.values()]
+    _, schemas = msgspec.json.schema_components(contracts, ref_template=_SCHEMAS)
     _in_the_dialect_of_json_schema(schemas)
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
@@ -96,7 +98,7 @@ def _in_the_dialect_of_json_schema(schemas: dict[str, Any]) -> None:
                 field["pattern"] = field["pattern"].replace(r"\Z", "$")
 
 
-def _channel(topic: Topic[ImageUploaded] | Topic[ImageFeatures]) -> dict[str, Any]:
+def _channel(topic: AnyTopic) -> dict[str, Any]:
     return {
         "address": topic.name,
         "description": topic.description,
@@ -118,9 +120,7 @@ def _channel(topic: Topic[ImageUploaded] | Topic[ImageFeatures]) -> dict[str, An
     }
 
 
-def _dead_letter_channel(
-    name: str, topic: Topic[ImageUploaded] | Topic[ImageFeatures], group: str
-) -> dict[str, Any]:
+def _dead_letter_channel(name: str, topic: AnyTopic, group: str) -> dict[str, Any]:
     return {
         "address": name,
         "description": f"What {group} could not process of {topic.name}.",

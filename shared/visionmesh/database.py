@@ -221,7 +221,8 @@ def _upgrade(dsn: str) -> None:
     try:
         with engine.begin() as connection:
             config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
+            # Two migrations may follow the same one and have nothing to do with each other.
+            alembic.command.upgrade(config, "heads")
     except sqlalchemy.exc.DBAPIError as error:
         # SQLAlchemy wraps psycopg's errors; the rest of the mesh speaks psycopg's.
         if isinstance(error.orig, psycopg.Error):

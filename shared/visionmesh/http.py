@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
@@ -46,7 +46,9 @@ _RETRY_AFTER_SECONDS: Final = 2
 _STATUS: Final = {
     "bad_image_id": 400,
     "bad_path": 400,
+    "bad_period": 400,
     "bad_request": 400,
+    "bad_resolution": 400,
     "bucket_not_allowed": 403,
     "image_id_conflict": 409,
     "image_not_found": 404,
@@ -58,10 +60,12 @@ _STATUS: Final = {
     "not_found": 404,
     "not_multipart": 415,
     "object_not_found": 404,
+    "sensor_not_found": 404,
     "body_too_large": 413,
     "too_many_bytes": 413,
     "too_many_files": 413,
     "too_many_pixels": 413,
+    "too_many_readings": 400,
     "truncated_body": 400,
     "unknown_task": 400,
     "unsupported_media_type": 415,
@@ -86,18 +90,21 @@ def create_app(
     checks: Mapping[str, Check],
     max_body_bytes: int | None = _MAX_BODY_BYTES,
     lifespan: Lifespan[FastAPI] | None = None,
+    details: Callable[[], Mapping[str, Any]] = dict,
 ) -> FastAPI:
     """An application with the routes and errors of every service, to which a service adds its own.
 
     checks: by the name that `/ready` shows; see `visionmesh.observability.health`.
     max_body_bytes: larger request bodies are answered 413; None for routes that count for themselves.
+    details: what `/health` tells besides, at once; a `status` among it takes the place of `ok`.
     """
     app = FastAPI(title=service, lifespan=lifespan, redoc_url=None)
     readiness = Readiness(checks)
 
     @app.get("/health", summary="Whether the process is alive")
-    async def health() -> dict[str, str]:
-        return {"status": "ok", "service": service}
+    async def health() -> Response:
+        # Told by values that JSON knows: no model of an answer that every service has another of.
+        return JSONResponse({"status": "ok", "service": service, **details()})
 
     @app.get("/ready", summary="Whether the process can work, and what it waits for if not")
     async def ready() -> Response:

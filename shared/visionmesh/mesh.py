@@ -37,13 +37,14 @@ class Service:
     """One row of the table of services.
 
     port: the published port, owned by the first replica; None for a free one. environment: what tells
-    instances of one package apart.
+    instances of one package apart. scalable: whether there may be more than one replica.
     """
 
     name: str
     package: str
     port: int | None
     environment: Mapping[str, str] = field(default_factory=dict)
+    scalable: bool = True
 
 
 SERVICES: Final = (
@@ -53,10 +54,21 @@ SERVICES: Final = (
     Service("classifier-balanced", "classifier", 8005, {"MESH_CLASSIFIER": "balanced"}),
     Service("classifier-accurate", "classifier", 8004, {"MESH_CLASSIFIER": "accurate"}),
     Service("qr-decoder", "qr_decoder", 8008),
+    Service("edge-publisher", "edge_publisher", 8000, scalable=False),
+    Service("sensor-sink", "sensor_sink", 8007),
 )
 
+# What an edge-publisher does on a machine of which nothing is known, unless the environment says otherwise:
+# the sensors are simulated, at a pace that leaves the cores to the pictures.
+_EDGE: Final = {
+    "EDGE_SIMULATE": "all",
+    "EDGE_TFLUNA_HZ": "20",
+    "EDGE_MPU6050_HZ": "20",
+    "EDGE_CAMERA_INTERVAL_SECONDS": "2",
+}
+
 # Those that answer with no model of the registry.
-_WITHOUT_SHADOW: Final = frozenset(("ingest-api", "qr-decoder"))
+_WITHOUT_SHADOW: Final = frozenset(("ingest-api", "qr-decoder", "edge-publisher", "sensor-sink"))
 
 # A model may have a colon in it: models:/night@champion.
 _CLASSIFIER = re.compile(
@@ -122,7 +134,7 @@ def extra_classifiers(services: Sequence[Service]) -> tuple[str, ...]:
 
 def parse_scale(texts: list[str], services: Sequence[Service] = SERVICES) -> dict[str, int]:
     """`["classifier-fast=3"]` → replicas per service. Raises `MeshError` for what is not understood."""
-    known = {service.name for service in services}
+    known = {service.name: service for service in services}
     scale = {}
     for text in texts:
         name, _, count = text.partition("=")
@@ -130,6 +142,10 @@ def parse_scale(texts: list[str], services: Sequence[Service] = SERVICES) -> dic
             raise MeshError(f"There is no service {name!r} to scale; there are {', '.join(sorted(known))}.")
         if not count.isdecimal():
             raise MeshError(f"{text!r} is not understood; write for example --scale {name}=3.")
+        if int(count) > 1 and not known[name].scalable:
+            raise MeshError(
+                f"{name} stands for one device, of which there is one; start it on another device instead."
+            )
         scale[name] = int(count)
     return scale
 
@@ -288,7 +304,8 @@ class Mesh:
         environment: the settings that connect the services to the servers of a stack.
         """
         self._connection = dict(environment)
-        inherited = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
+        queue = {"EDGE_QUEUE_PATH": str(self._directory.resolve() / "edge" / "queue.db")}
+        inherited = {**_EDGE, **queue, **os.environ, **environment, "PYTHONUNBUFFERED": "1"}
         try:
             for replica in self.replicas:
                 replica.start(inherited)

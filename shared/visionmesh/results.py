@@ -22,6 +22,7 @@ from visionmesh.columns import IntegerColumn, RealColumn, TextColumn, integers, 
 from visionmesh.database import Connection, Database
 from visionmesh.errors import Rejected
 from visionmesh.qr_code import Place, QrCode
+from visionmesh.sensors import ReadingsWriter, SensorReadingRow
 
 OutcomeState = Literal["running", "done", "skipped", "failed"]
 
@@ -98,7 +99,15 @@ class OutcomeRow:
     error: str | None = None
 
 
-Row = FeaturesRow | PredictionRow | ShadowFeaturesRow | ShadowPredictionRow | QrCodesRow | OutcomeRow
+Row = (
+    FeaturesRow
+    | PredictionRow
+    | ShadowFeaturesRow
+    | ShadowPredictionRow
+    | QrCodesRow
+    | OutcomeRow
+    | SensorReadingRow
+)
 
 
 class ResultStore(Protocol):
@@ -465,6 +474,7 @@ class PostgresResultStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._readings = ReadingsWriter()
 
     def interrupted(self, worker: str, image_ids: Sequence[str]) -> list[int]:
         with self._database.transaction() as connection:
@@ -481,6 +491,13 @@ class PostgresResultStore:
             connection.execute(_WITHDRAW, {"worker": worker, "image_ids": list(image_ids)})
 
     def save(self, rows: Sequence[Row]) -> None:
+        readings = [row for row in rows if isinstance(row, SensorReadingRow)]
+        if readings:
+            # In a transaction of their own: they are never together with rows of a picture.
+            with self._database.transaction() as connection:
+                self._readings.save(connection, readings)
+        if len(readings) == len(rows):
+            return
         features = [row for row in rows if isinstance(row, FeaturesRow)]
         # A shadow's row is a prediction too, and must never be taken for the classifier's.
         predictions = [row for row in rows if type(row) is PredictionRow]

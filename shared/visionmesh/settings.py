@@ -1,19 +1,23 @@
 """Every setting of every service, typed, in one place.
 
-Each field is read from the environment variable `MESH_<FIELD IN CAPITALS>`, an empty one being none; its
-description says what it does. A setting that does not parse stops the process at start with the name of
-the variable and the reason.
+Each field is read from the environment variable `MESH_<FIELD IN CAPITALS>` (those of an edge-publisher from
+`EDGE_<FIELD IN CAPITALS>`), an empty one being none; its description says what it does. A setting that does
+not parse stops the process at start with the name of the variable and the reason.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import socket
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from visionmesh.contracts import DEVICE_ID_PATTERN
 
 # `shared/visionmesh/settings.py` is two folders below the repository (or the image's /app).
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,6 +167,11 @@ class Settings(BaseSettings):
     )
     qr_processes: int = Field(default=1, ge=1, description="pictures that are read at once")
 
+    # Sensors
+    sensor_retention_days: int = Field(
+        default=30, ge=0, description="full days of readings that are kept besides today; 0 keeps all"
+    )
+
     # Observability
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least level logged"
@@ -172,12 +181,142 @@ class Settings(BaseSettings):
     @field_validator("s3_allowed_buckets", "extra_classifiers", mode="before")
     @classmethod
     def _decode(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
+        return _from_json(value)
+
+
+class EdgeSettings(BaseSettings):
+    """What an edge-publisher needs besides, read from `EDGE_<FIELD IN CAPITALS>`: it is about one device."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="EDGE_", extra="ignore", frozen=True, env_ignore_empty=True, enable_decoding=False
+    )
+
+    device_id: str = Field(
+        default_factory=lambda: re.sub(r"[^A-Za-z0-9._:\-]", "-", socket.gethostname())[:128] or "edge",
+        # `$` is the very end to pydantic, which does not know Python's own mark of it.
+        pattern=DEVICE_ID_PATTERN.replace(r"\Z", "$"),
+        description="name of this machine in every reading; the host's name when absent",
+    )
+    queue_path: Path = Field(
+        default=Path.home() / ".local" / "share" / "visionmesh" / "edge" / "queue.db",
+        description="file of the readings that no broker has acknowledged yet; its folder is made at need",
+    )
+    queue_max_bytes: int = Field(
+        default=512 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="what that file may hold; beyond it the oldest readings are dropped, counted and told",
+    )
+    queue_sync: Literal["normal", "full"] = Field(
+        default="normal",
+        description="`full` writes through to the disk at every commit: a power cut loses no more than a "
+        "kill, and an SD card wears faster",
+    )
+    commit_ms: int = Field(
+        default=50, ge=1, le=10_000, description="how long readings are gathered before they are written"
+    )
+    max_concurrent: int = Field(
+        default=10, ge=1, description="requests for sensors that are answered at once; others wait their turn"
+    )
+    mqtt_url: SecretStr | None = Field(
+        default=None,
+        description="mqtt://host:port, or mqtts://user:password@host:port, of a broker that gets them too",
+    )
+    mqtt_topic: str = Field(
+        default="visionmesh", description="readings go to <this>/<device_id>/<sensor>, with QoS 1"
+    )
+
+    # Devices
+    sensors: tuple[Literal["imx477", "mpu6050", "tfluna", "hcsr04"], ...] = Field(
+        default=("imx477", "mpu6050", "tfluna", "hcsr04"),
+        description="JSON list of the sensors that hang on this machine",
+    )
+    simulate: tuple[Literal["imx477", "mpu6050", "tfluna", "hcsr04"], ...] = Field(
+        default=(),
+        description="`all`, or a JSON list of sensors that are simulated, with their real drivers",
+    )
+    replay: Path | None = Field(
+        default=None,
+        description="folder; a sensor whose recording `<sensor>.jsonl` is in it is replayed, over and over",
+    )
+    tfluna_port: str = Field(default="/dev/serial0", description="serial port of the TF-Luna")
+    tfluna_baud: int = Field(default=115200, gt=0, description="its bits a second")
+    tfluna_hz: int = Field(default=100, ge=1, le=250, description="distances a second, which it is told")
+    mpu6050_link: Literal["i2c", "serial"] = Field(
+        default="i2c", description="`serial`: a microcontroller has the MPU-6050 and sends lines"
+    )
+    mpu6050_bus: int = Field(default=1, ge=0, description="number of its I2C bus: 1 is /dev/i2c-1")
+    mpu6050_address: int = Field(default=0x68, ge=3, le=0x77, description="0x68, or 0x69 with AD0 high")
+    mpu6050_hz: int = Field(default=100, ge=4, le=1000, description="measurements a second over I2C")
+    mpu6050_accel_g: Literal[2, 4, 8, 16] = Field(default=2, description="full scale over I2C, g")
+    mpu6050_gyro_dps: Literal[250, 500, 1000, 2000] = Field(
+        default=250, description="full scale over I2C, deg/s"
+    )
+    mpu6050_offsets: tuple[float, float, float, float, float, float] = Field(
+        default=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        description="JSON list of what it shows at rest besides gravity, subtracted: three in g, three in "
+        "deg/s; `mesh edge calibrate` measures them",
+    )
+    mpu6050_port: str = Field(default="/dev/ttyACM0", description="serial port of the microcontroller")
+    mpu6050_baud: int = Field(default=115200, gt=0, description="its bits a second")
+    hcsr04_address: str | None = Field(
+        default=None, description="Bluetooth address of the HC-SR04's microcontroller"
+    )
+    hcsr04_name: str | None = Field(
+        default=None, description="its name; without either, the first that advertises the service"
+    )
+    hcsr04_service: str = Field(
+        default="6e400001-b5a3-f393-e0a9-e50e24dcca9e", description="UUID of its UART service"
+    )
+    hcsr04_characteristic: str = Field(
+        default="6e400003-b5a3-f393-e0a9-e50e24dcca9e", description="UUID of what it notifies by"
+    )
+    hcsr04_format: Literal["ascii", "uint16_mm"] = Field(
+        default="ascii", description="lines of centimetres, or two bytes of millimetres, the low one first"
+    )
+    camera_source: str = Field(
+        default="auto",
+        description="picamera2, rpicam-still, /dev/video0, a file, an http:// address of a picture or a "
+        "stream; auto takes the first of these that this machine has",
+    )
+    camera_width: int = Field(default=1014, ge=16, le=4056, description="pixels of a picture")
+    camera_height: int = Field(default=760, ge=16, le=3040, description="pixels of a picture")
+    camera_workers: int = Field(
+        default=2, ge=1, le=4, description="threads that capture and look at pictures; 4 with care on a Pi"
+    )
+    camera_cache_seconds: float = Field(
+        default=0.5, ge=0, description="who asks within this gets the picture before"
+    )
+    simulated_capture_seconds: float = Field(
+        default=0.1, ge=0, description="how long a picture of a simulated camera takes"
+    )
+    camera_interval_seconds: float = Field(default=1.0, gt=0, description="from one picture to the next")
+    upload_url: str | None = Field(
+        default=None, description="http://host:port of ingest-api; without it no picture is uploaded"
+    )
+    upload_interval_seconds: float = Field(
+        default=60.0, gt=0, description="a picture is uploaded at least this often"
+    )
+    upload_change: float = Field(
+        default=12.0,
+        gt=0,
+        description="and when the scene differs from the one uploaded last by so many grey levels of 255",
+    )
+
+    @field_validator("sensors", "simulate", "mpu6050_offsets", mode="before")
+    @classmethod
+    def _decode(cls, value: object, info: ValidationInfo) -> object:
+        if info.field_name == "simulate" and value == "all":
+            return cls.model_fields["sensors"].default
+        return _from_json(value)
+
+    @field_validator("mpu6050_address", "mpu6050_accel_g", "mpu6050_gyro_dps", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        """Addresses on a bus are written 0x68 as a rule; and a number out of a few is none as text."""
         try:
-            return json.loads(value)
-        except ValueError as error:
-            raise ValueError('has to be a list in JSON, for example ["night"]') from error
+            return int(value, 0) if isinstance(value, str) else value
+        except ValueError:
+            return value
 
 
 @cache
@@ -186,6 +325,23 @@ def get_settings() -> Settings:
     return Settings()
 
 
+@cache
+def get_edge_settings() -> EdgeSettings:
+    """The settings of this edge-publisher, read once. Raises ValidationError, see `problems`."""
+    return EdgeSettings()
+
+
+def _from_json(value: object) -> object:
+    """A list as the environment has it. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError('has to be a list in JSON, for example ["night"]') from error
+
+
 def problems(error: ValidationError) -> str:
     """What is wrong with the settings: a line for each, that begins with the name of the variable."""
-    return "\n".join(f"MESH_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
+    prefix = "EDGE" if error.title == EdgeSettings.__name__ else "MESH"
+    return "\n".join(f"{prefix}_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())

@@ -8,7 +8,7 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from visionmesh.contracts import ImageFeatures, ImageUploaded
+from visionmesh.contracts import ImageFeatures, ImageUploaded, SensorReading
 
 C = TypeVar("C", bound=msgspec.Struct)
 
@@ -63,9 +63,17 @@ FEATURES: Final = Topic(
     consumers=CLASSIFIERS,
 )
 
-AnyTopic = Topic[ImageUploaded] | Topic[ImageFeatures]
+SENSORS: Final = Topic(
+    name="sensor-readings-stream",
+    contract=SensorReading,
+    key="device_id",
+    description="A sensor of a device has measured something.",
+    consumers=("sensor-sink",),
+)
 
-TOPICS: Final[tuple[AnyTopic, ...]] = (IMAGES, FEATURES)
+AnyTopic = Topic[ImageUploaded] | Topic[ImageFeatures] | Topic[SensorReading]
+
+TOPICS: Final[tuple[AnyTopic, ...]] = (IMAGES, FEATURES, SENSORS)
 
 # People look at dead letters after a weekend or a holiday.
 DEAD_LETTER_RETENTION_MS: Final = 30 * DAY_MS

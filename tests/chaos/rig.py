@@ -172,7 +172,8 @@ def open_rig(
         if kind == "native":
             create_topics(connected)
         S3ObjectStore.from_settings(connected).ensure_buckets()
-        mesh = Mesh(directory, scale=scale, ports="free")
+        # Sensors have a test of their own.
+        mesh = Mesh(directory, scale={"edge-publisher": 0, "sensor-sink": 0, **scale}, ports="free")
         # Whoever has to wait for a busy machine does not take it for a cache that is away.
         patient = {"MESH_CACHE_URL": f"{endpoints.cache_url}?socket_timeout=10&socket_connect_timeout=10"}
         with mesh.started(endpoints.environment() | patient | settings):

@@ -6,6 +6,7 @@ them and a topic that both can live with, not an edit here.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -29,6 +30,17 @@ class ImageFeaturesV1(msgspec.Struct):
     model: str | None = None
 
 
+class SensorReadingV1(msgspec.Struct):
+    """What version 1 knew of `sensor-readings-stream`."""
+
+    device_id: str
+    sensor: str
+    seq: int
+    captured_at: datetime
+    values: dict[str, float | int | bool | str | None]
+    monotonic_ns: int | None = None
+
+
 class SeedImage(msgspec.Struct, forbid_unknown_fields=True):
     """The first message ever: two fields, and a reader that accepts no other."""
 
@@ -44,5 +56,23 @@ class SeedFeatures(msgspec.Struct, forbid_unknown_fields=True):
     descriptor_count: int
 
 
-READERS: Final = {"images-input-stream": ImageUploadedV1, "image-features-stream": ImageFeaturesV1}
-SEED_READERS: Final = {"images-input-stream": SeedImage, "image-features-stream": SeedFeatures}
+class SeedReading(msgspec.Struct, forbid_unknown_fields=True):
+    """Likewise for the sensors."""
+
+    device_id: str
+    sensor: str
+    seq: int
+    captured_at: datetime
+    values: dict[str, float | int | bool | str | None]
+
+
+READERS: Final = {
+    "images-input-stream": ImageUploadedV1,
+    "image-features-stream": ImageFeaturesV1,
+    "sensor-readings-stream": SensorReadingV1,
+}
+SEED_READERS: Final = {
+    "images-input-stream": SeedImage,
+    "image-features-stream": SeedFeatures,
+    "sensor-readings-stream": SeedReading,
+}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from ingest_api.http import result_routes
+from ingest_api.sensors import sensor_routes
 from visionmesh.results import OutcomeRow, PredictionRow, ShadowFeaturesRow, ShadowPredictionRow
+from visionmesh.sensors import SensorReadingRow
 from visionmesh.testing.object_store import MemoryObjectStore
 from visionmesh.testing.results import MemoryImages, MemoryResultStore
 
@@ -60,3 +64,22 @@ def test_results_hold_all_that_predictions_do_and_nothing_of_a_shadow() -> None:
     assert answer.pop("features") is None
     assert answer.pop("qr_codes") == []
     assert answer == answered("/predictions/uuid")
+
+
+@pytest.mark.parametrize("path", golden("sensors-v1.json"))
+def test_what_sensors_measured_keeps_every_field_of_version_1(path: str) -> None:
+    store = MemoryResultStore()
+    at = datetime(2026, 11, 21, 14, tzinfo=UTC)
+    half = timedelta(seconds=0.5)
+    store.save(
+        [
+            SensorReadingRow("pi-1", "tfluna", 1, at, {"distance_cm": 123.0, "valid": True}),
+            SensorReadingRow(
+                "pi-1", "tfluna", 2, at + half, {"distance_cm": 126.0, "valid": True}, 900_000_000
+            ),
+        ]
+    )
+    app = FastAPI()
+    app.include_router(sensor_routes(store.sensors))
+    with TestClient(app) as client:
+        assert client.get(path).json() == golden("sensors-v1.json")[path]

@@ -279,6 +279,29 @@ def test_a_service_without_replicas_is_an_error_that_helps(mesh: Mesh) -> None:
     assert int(answer.headers["retry-after"]) > 0
 
 
+def test_a_device_with_simulated_sensors_is_read_back(mesh: Mesh) -> None:
+    assert httpx.get(f"{http(8000)}/imx477/sensor", timeout=30).status_code == 200
+
+    def sensors() -> set[str]:
+        return {one["sensor"] for one in httpx.get(f"{http(8001)}/sensors", timeout=10).json()["sensors"]}
+
+    eventually(lambda: {"imx477", "mpu6050", "tfluna", "hcsr04"} <= sensors(), 60, "readings of every sensor")
+    path = f"{http(8001)}/sensors/edge-1/tfluna/readings"
+    first = httpx.get(path, params={"limit": 10}).json()["readings"]
+    assert [one["seq"] for one in first] == list(range(1, 11))
+    (publisher,) = mesh.containers("edge-publisher")
+    subprocess.run(["docker", "kill", "-s", "KILL", publisher], check=True, capture_output=True)
+    mesh.compose("up", "-d", "--no-recreate", "--no-deps", "edge-publisher")
+    counted = "select count(*), max(seq) from sensor_readings where sensor = 'tfluna'"
+    (before, _), *_ = mesh.sql(counted)
+
+    def goes_on() -> bool:
+        ((count, last),) = mesh.sql(counted)
+        return int(count) > int(before) + 100 and count == last
+
+    eventually(goes_on, 60, "numbers that go on, without a hole")
+
+
 def test_a_killed_extractor_loses_nothing(mesh: Mesh) -> None:
     (extractor,) = mesh.containers("feature-extractor")
     with ThreadPoolExecutor(4) as pool:
@@ -304,6 +327,8 @@ def test_containers_run_locked_down(mesh: Mesh) -> None:
         "ingest-api",
         "feature-extractor",
         "qr-decoder",
+        "edge-publisher",
+        "sensor-sink",
         *CLASSIFIERS,
         "gateway",
         "minio",

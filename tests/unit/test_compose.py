@@ -18,7 +18,7 @@ from prometheus_client import REGISTRY
 
 from qr_decoder.__main__ import QREADER_BYTES
 from visionmesh.observability import metrics
-from visionmesh.settings import Settings
+from visionmesh.settings import EdgeSettings, Settings
 from visionmesh.topics import CLASSIFIERS, PARTITIONS
 
 ROOT: Final = Path(__file__).parents[2]
@@ -33,6 +33,7 @@ ONE_SHOT: Final = {"migrate", "topics", "minio-volume", "mlflow-prepare"}
 FOREIGN: Final = {"mlflow"}
 # The seeds' ports.
 HTTP_PORTS: Final = {
+    "edge-publisher": 8000,
     "ingest-api": 8001,
     "classifier-fast": 8003,
     "classifier-accurate": 8004,
@@ -40,6 +41,8 @@ HTTP_PORTS: Final = {
     "feature-extractor": 8006,
     "qr-decoder": 8008,
 }
+# What nobody asks anything but how it is.
+INNER_PORTS: Final = {"sensor-sink": 8007}
 # The only containers that start as root: one owns its volume and becomes postgres, one owns another's.
 STARTS_AS_ROOT: Final = {"postgres", "minio-volume"}
 # Images that name a user of their own who is not root.
@@ -132,8 +135,8 @@ def test_services_listen_where_the_gateway_and_prometheus_look() -> None:
     scraped = {
         config["names"][0]: (config["type"], config["port"]) for config in jobs["mesh"]["dns_sd_configs"]
     }
-    assert scraped == {name: ("A", port) for name, port in HTTP_PORTS.items()}
-    for name, port in HTTP_PORTS.items():
+    assert scraped == {name: ("A", port) for name, port in (HTTP_PORTS | INNER_PORTS).items()}
+    for name, port in (HTTP_PORTS | INNER_PORTS).items():
         target = SERVICES[name]["build"]["target"]
         stage = DOCKERFILE.split(f" AS {target}\n")[1].split("\nFROM ")[0]
         own = re.search(r"^ENV MESH_HTTP_PORT=(\d+)", stage, re.MULTILINE)
@@ -150,9 +153,11 @@ def test_every_classifier_of_the_topic_table_runs_within_the_seeds_limits() -> N
 
 def test_every_environment_variable_of_the_mesh_is_a_setting() -> None:
     known = {f"MESH_{field.upper()}" for field in Settings.model_fields}
+    edge = {f"EDGE_{field.upper()}" for field in EdgeSettings.model_fields}
     for service in SERVICES.values():
         if "build" in service:
             assert {name for name in service["environment"] if name.startswith("MESH_")} <= known
+            assert {name for name in service["environment"] if name.startswith("EDGE_")} <= edge
 
 
 def test_the_broker_allows_the_takeover_goal() -> None:
@@ -168,7 +173,7 @@ def test_the_broker_allows_the_takeover_goal() -> None:
 
 
 def test_workers_wait_for_tables_and_topics() -> None:
-    for name in HTTP_PORTS:
+    for name in HTTP_PORTS | INNER_PORTS:
         needed = {
             server: condition
             for server, condition in SERVICES[name]["depends_on"].items()

@@ -34,6 +34,12 @@ def test_a_scale_is_read() -> None:
     }
 
 
+def test_a_device_is_one() -> None:
+    assert parse_scale(["edge-publisher=0"]) == {"edge-publisher": 0}
+    with pytest.raises(MeshError, match="edge-publisher stands for one device"):
+        parse_scale(["edge-publisher=2"])
+
+
 @pytest.mark.parametrize("text", ["classifier-slow=2", "classifier-fast", "classifier-fast=-1", "=2", ""])
 def test_a_scale_that_is_not_understood_is_refused(text: str) -> None:
     with pytest.raises(MeshError):

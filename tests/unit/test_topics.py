@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from visionmesh.settings import Settings
-from visionmesh.topics import CLASSIFIERS, FEATURES, IMAGES, classifiers, dead_letter_topics, readers
+from visionmesh.topics import CLASSIFIERS, FEATURES, IMAGES, SENSORS, classifiers, dead_letter_topics, readers
 
 
 def test_the_table_alone() -> None:
@@ -15,6 +15,7 @@ def test_the_table_alone() -> None:
         (IMAGES, "feature-extractor"),
         (IMAGES, "qr-decoder"),
         *((FEATURES, group) for group in CLASSIFIERS),
+        (SENSORS, "sensor-sink"),
     )
 
 

@@ -12,11 +12,12 @@ import sys
 import typer
 from pydantic import ValidationError
 
-from visionmesh.cli import dlq, models, topics
+from visionmesh.cli import dlq, edge, models, topics
 from visionmesh.cli.bench import bench
 from visionmesh.cli.classify import classify
 from visionmesh.cli.console import complain
 from visionmesh.cli.doctor import doctor
+from visionmesh.cli.profile import profile
 from visionmesh.cli.qr import qr
 from visionmesh.cli.settings import settings
 from visionmesh.cli.up import demo, up
@@ -38,8 +39,10 @@ app.command("qr")(qr)
 app.add_typer(topics.app, name="topics")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(models.app, name="models")
+app.add_typer(edge.app, name="edge")
 app.command("doctor")(doctor)
 app.command("settings")(settings)
+app.command("profile")(profile)
 app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 
 

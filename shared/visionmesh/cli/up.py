@@ -69,7 +69,7 @@ PortsOption = Annotated[PortsName, typer.Option(help="free: none of the publishe
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command line asks for."""
+    """What a command line asks for. camera_uploads: whether the simulated camera's pictures are uploaded."""
 
     stack: StackName
     scale: list[str]
@@ -77,6 +77,7 @@ class Plan:
     shadows: list[str]
     directory: Path
     ports: PortsName
+    camera_uploads: bool = False
 
 
 def up(
@@ -107,7 +108,7 @@ def demo(
 ) -> None:
     """Start the mesh, classify the sample pictures, read their QR codes, and stay up."""
     samples = sorted(path for path in SAMPLES.iterdir() if path.suffix in {".jpg", ".png"})
-    plan = Plan(stack, scale, classifiers, shadows, directory, ports)
+    plan = Plan(stack, scale, classifiers, shadows, directory, ports, camera_uploads=not once)
     with _until_signalled() as stopped, _mesh(plan, stopped) as mesh:
         complete = _show_samples(mesh, samples, stopped)
         if not once and not stopped():
@@ -163,6 +164,8 @@ def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
             environment = servers.endpoints.environment()
             if extra:
                 environment = {**environment, "MESH_EXTRA_CLASSIFIERS": json.dumps(extra)}
+            if plan.camera_uploads and "EDGE_UPLOAD_URL" not in os.environ:
+                environment = {**environment, "EDGE_UPLOAD_URL": mesh.url_of("ingest-api")}
             # What this process does below, it does with the settings its children get.
             os.environ.update(environment)
             get_settings.cache_clear()
@@ -263,6 +266,8 @@ def _print_addresses(mesh: Mesh) -> None:
     console.print(f"Logs: {mesh.replicas[0].log.parent}", soft_wrap=True, highlight=False)
     url = mesh.url_of("ingest-api")
     console.print(f'Try: curl -F "file=@samples/cat.jpg" {url}/upload', soft_wrap=True, highlight=False)
+    edge = mesh.url_of("edge-publisher")
+    console.print(f"     curl {edge}/imx477/sensor; curl {url}/sensors", soft_wrap=True, highlight=False)
 
 
 def _show_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], bool]) -> bool:

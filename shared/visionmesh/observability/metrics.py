@@ -98,3 +98,48 @@ SHADOW_FAILURES: Final = Counter(
     "Batches that the model in shadow could not answer, or whose rows could not be stored.",
     ["worker"],
 )
+
+# Sensors
+SENSOR_PARTITIONS_DROPPED: Final = Counter(
+    "mesh_sensor_partitions_dropped_total", "Days of readings that were dropped when retention ended."
+)
+
+# Edge
+EDGE_READINGS: Final = Counter(
+    "mesh_edge_readings_total", "Readings that were numbered and written to the queue.", ["sensor"]
+)
+EDGE_DROPPED: Final = Counter(
+    "mesh_edge_readings_dropped_total",
+    "Readings that were lost, by reason (memory: before they had a number; bound, disk_full: the oldest of "
+    "the queue; refused: no broker takes them).",
+    ["reason"],
+)
+EDGE_PUBLISHED: Final = Counter(
+    "mesh_edge_published_total", "Readings that a broker acknowledged, by sink (kafka, mqtt).", ["sink"]
+)
+EDGE_WAITING: Final = Gauge(
+    "mesh_edge_waiting_readings", "Readings in the queue that a sink has yet to acknowledge.", ["sink"]
+)
+EDGE_QUEUE_BYTES: Final = Gauge("mesh_edge_queue_bytes", "Bytes of the queue's file that hold something.")
+EDGE_COMMIT_SECONDS: Final = Histogram(
+    "mesh_edge_commit_seconds", "Time to write a batch of readings to the queue.", buckets=_SECONDS
+)
+EDGE_DEVICE_UP: Final = Gauge("mesh_edge_device_connected", "1 while a sensor is connected.", ["sensor"])
+EDGE_DEVICE_ERRORS: Final = Gauge(
+    "mesh_edge_device_errors", "Failures of a sensor since the process started.", ["sensor"]
+)
+EDGE_CAMERA_THREADS: Final = Gauge(
+    "mesh_edge_camera_threads",
+    "Threads of the camera's pool by state (size, busy), and calls that wait for one (waiting).",
+    ["state"],
+)
+EDGE_CAMERA_REQUESTS: Final = Gauge(
+    "mesh_edge_camera_requests",
+    "Pictures since the process started, by how they were had (captures, cache_hits, shared: with others who "
+    "asked while it was taken).",
+    ["result"],
+)
+EDGE_LIVE_CLIENTS: Final = Gauge("mesh_edge_live_clients", "Clients of the live readings.")
+EDGE_LIVE_DROPPED: Final = Counter(
+    "mesh_edge_live_clients_dropped_total", "Clients of the live readings that were too slow."
+)

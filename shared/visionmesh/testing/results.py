@@ -32,7 +32,9 @@ from visionmesh.results import (
     added_or_conflict,
     storable_text,
 )
+from visionmesh.sensors import SensorReadingRow
 from visionmesh.testing.faults import Faults
+from visionmesh.testing.sensors import MemorySensors
 
 
 class MemoryResultStore(Faults):
@@ -47,6 +49,7 @@ class MemoryResultStore(Faults):
         self._qr_codes: dict[str, tuple[QrCode, ...]] = {}
         self._shadow_features: dict[tuple[str, str], tuple[ShadowFeaturesRow, datetime]] = {}
         self._shadow_predictions: dict[tuple[str, str, str, str], tuple[ShadowPredictionRow, datetime]] = {}
+        self.sensors = MemorySensors()
 
     def interrupted(self, worker: str, image_ids: Sequence[str]) -> list[int]:
         with self._lock:
@@ -85,6 +88,8 @@ class MemoryResultStore(Faults):
                     self._save_prediction(row)
                 elif isinstance(row, QrCodesRow):
                     self._save_qr_codes(row)
+                elif isinstance(row, SensorReadingRow):
+                    self.sensors.save([row])
                 else:
                     self._save_outcome(row)
 

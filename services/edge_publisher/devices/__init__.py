@@ -1,0 +1,1 @@
+"""The sensors: what each driver does to get readings out of its hardware."""

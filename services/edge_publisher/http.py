@@ -1,0 +1,159 @@
+"""Port 8000: what the sensors tell at this moment, and live.
+
+`GET /imx477/sensor` is the seed's call. It waits for the sensor and not for the queue, the disk or a broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Annotated, Any, Final
+
+import msgspec
+from fastapi import FastAPI, Query, Response, WebSocket
+
+from edge_publisher.devices.protocol import Device, Reading
+from edge_publisher.live import Live
+from edge_publisher.service import StoreAndForward, pump
+from visionmesh.errors import Rejected, Unavailable
+from visionmesh.http import create_app
+from visionmesh.observability import metrics
+from visionmesh.observability.health import Check
+
+_HAND_OVER_SECONDS: Final = 1.0
+
+
+def make_app(
+    service: str,
+    device_id: str,
+    devices: Callable[[], Sequence[Device]],
+    forward: StoreAndForward,
+    live: Live,
+    *,
+    max_concurrent: int,
+) -> FastAPI:
+    """devices: opens them, on the event loop that they are used from.
+
+    max_concurrent: requests for sensors that are answered at once; others wait their turn. `/health` and
+    `/metrics` never do.
+    """
+    opened: dict[str, Device] = {}
+    turns = asyncio.Semaphore(max_concurrent)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        live.open()
+        opened.update({device.sensor: device for device in devices()})
+        _measure(opened)
+        pumps = [asyncio.create_task(pump(device, forward.offer)) for device in opened.values()]
+        try:
+            yield
+        finally:
+            for device in opened.values():
+                await device.close()
+            # What they have already is handed over.
+            if pumps:
+                await asyncio.wait(pumps, timeout=_HAND_OVER_SECONDS)
+            for task in pumps:
+                task.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            forward.sources_closed()
+
+    def details() -> Mapping[str, Any]:
+        queue = forward.health()
+        states = [device.state for device in opened.values()]
+        problems = [
+            *(
+                f"{state.sensor} is not connected: {state.last_error}"
+                for state in states
+                if not state.connected
+            ),
+            *queue.pop("problems"),
+        ]
+        return {
+            "status": "degraded" if problems else "ok",
+            "device_id": device_id,
+            "problems": problems,
+            "devices": [state.as_json() for state in states],
+            "queue": queue,
+        }
+
+    app = create_app(service, checks={"queue": _ready(forward)}, lifespan=lifespan, details=details)
+
+    @app.get("/sensors")
+    def sensors() -> dict[str, Any]:
+        """The sensors of this device, and how they are."""
+        return {
+            "device_id": device_id,
+            "sensors": [device.state.as_json() for device in opened.values()],
+        }
+
+    @app.get("/{sensor}/sensor")
+    async def sensor(sensor: str) -> Response:
+        """What a sensor tells now: a reading, as it is published but for its number."""
+        device = opened.get(sensor)
+        if device is None:
+            known = ", ".join(opened) or "none"
+            raise Rejected("sensor_not_found", f"This device has no sensor {sensor!r}; it has {known}.")
+        async with turns:
+            reading = await device.read()
+        return Response(msgspec.json.encode(_as_json(reading)), media_type="application/json")
+
+    @app.websocket("/ws")
+    async def ws(
+        websocket: WebSocket,
+        sensor: Annotated[list[str] | None, Query(description="only these; repeatable")] = None,
+    ) -> None:
+        """Every reading as it is written down, each a message as on Kafka."""
+        await live.serve(websocket, frozenset(sensor or ()))
+
+    return app
+
+
+def _as_json(reading: Reading) -> dict[str, Any]:
+    return {
+        "device_id": reading.device_id,
+        "sensor": reading.sensor,
+        "captured_at": reading.captured_at,
+        "values": dict(reading.values),
+        "monotonic_ns": reading.monotonic_ns,
+    }
+
+
+def _measure(devices: Mapping[str, Device]) -> None:
+    """Gauges that look when they are asked."""
+    for sensor, device in devices.items():
+        metrics.EDGE_DEVICE_UP.labels(sensor).set_function(partial(_connected, device))
+        metrics.EDGE_DEVICE_ERRORS.labels(sensor).set_function(partial(_errors, device))
+    camera = devices.get("imx477")
+    if camera is not None:
+        for state in ("size", "busy", "waiting"):
+            threads = metrics.EDGE_CAMERA_THREADS.labels(state)
+            threads.set_function(partial(_detail, camera, f"pool_{state}"))
+        for result in ("captures", "cache_hits", "shared"):
+            requests = metrics.EDGE_CAMERA_REQUESTS.labels(result)
+            requests.set_function(partial(_detail, camera, result))
+
+
+def _connected(device: Device) -> float:
+    return device.state.connected
+
+
+def _errors(device: Device) -> float:
+    return device.state.errors
+
+
+def _detail(device: Device, name: str) -> float:
+    return device.state.details.get(name, 0)
+
+
+def _ready(forward: StoreAndForward) -> Check:
+    def check() -> None:
+        status = forward.status()
+        if not status["ready"]:
+            waiting = status["waiting_for"] or {"server": "queue", "reason": "the service is stopping"}
+            raise Unavailable(waiting["server"], waiting["reason"])
+
+    return check
