@@ -194,14 +194,14 @@ def page_count(data: bytes, *, limits: Limits = LIMITS) -> int:
         return _pages_in(image)
 
 
-def pages(data: bytes, *, at_most: int, limits: Limits = LIMITS) -> Iterator[Page]:
+def pages(data: bytes, *, at_most: int, limits: Limits = LIMITS, first: int = 1) -> Iterator[Page]:
     """Every page of a TIFF, and of any other format the one picture that `decode` gives.
 
     at_most: pixels beyond which a page is reduced by a whole factor, on the way where the format can.
-    Raises `Rejected`, also between pages.
+    first: the page to begin with, from 1. Raises `Rejected`, also between pages.
     """
     with _opened(data, limits) as image:
-        for number in range(_pages_in(image)):
+        for number in range(first - 1, _pages_in(image)):
             image.seek(number)
             width, height = image.size
             if width * height > limits.pixels:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +51,40 @@ class OcrDocument:
     language: str
     engine: str
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPage:
+    """One page of a document, as it comes from the process that read it.
+
+    lines: in reading order, in pixels of `size` and with the page's own number. text: their text.
+    pages: how many the document has. seconds, language, engine: as in `OcrDocument`.
+    """
+
+    size: PageSize
+    lines: tuple[TextLine, ...]
+    text: str
+    pages: int
+    language: str
+    engine: str
+    seconds: Mapping[str, float]
+
+
+def joined(pages: Sequence[ReadPage]) -> OcrDocument:
+    """The document of these pages, at least one and all of them in order."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for page in pages:
+        for stage, spent in page.seconds.items():
+            seconds[stage] += spent
+    texts = [page.text for page in pages]
+    return OcrDocument(
+        text="\n\n".join(texts) if any(texts) else "",
+        lines=tuple(line for page in pages for line in page.lines),
+        pages=tuple(page.size for page in pages),
+        language=pages[0].language,
+        engine=pages[0].engine,
+        seconds=dict(seconds),
+    )
 
 
 def as_json(document: OcrDocument) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Document -> its text: the pure work.
 
-`read_document` is the whole of it. What is where:
+`read_document` is the whole of it, `read_page` the part that is done at a time. What is where:
 
 * `documents`: files of every kind -> pages
 * `engine`: the protocol of what reads a page
@@ -10,14 +10,14 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 
-from ocr_worker.domain.documents import LIMITS, Limits, pages_of
+from ocr_worker.domain.documents import LIMITS, Limits, page_count, pages_of
 from ocr_worker.domain.engine import Engine, EngineBusyError, PageImage, PageText
 from ocr_worker.domain.reading_order import text_of
 from visionmesh.images import Page
-from visionmesh.ocr_document import OcrDocument, PageSize, TextLine
+from visionmesh.ocr_document import OcrDocument, PageSize, ReadPage, TextLine, joined
 
 __all__ = [
     "LIMITS",
@@ -28,6 +28,7 @@ __all__ = [
     "PageText",
     "pages_of",
     "read_document",
+    "read_page",
 ]
 
 
@@ -37,27 +38,29 @@ def read_document(data: bytes, engine: Engine, limits: Limits = LIMITS) -> OcrDo
     Runs native decoders on someone else's bytes, so it is made to be called in a child process. Raises
     `Rejected` with a code of `visionmesh.images` or of `documents`, and what the engine raises.
     """
-    lines: list[TextLine] = []
-    sizes: list[PageSize] = []
-    texts: list[str] = []
-    seconds: defaultdict[str, float] = defaultdict(float)
+    count = page_count(data, limits)
+    pages = pages_of(data, limits)
+    return joined([_read(pages, number, count, engine) for number in range(1, count + 1)])
+
+
+def read_page(data: bytes, number: int, engine: Engine, limits: Limits = LIMITS) -> ReadPage:
+    """One page of a file, counted from 1. Raises as `read_document` does."""
+    return _read(pages_of(data, limits, first=number), number, page_count(data, limits), engine)
+
+
+def _read(pages: Iterator[Page], number: int, count: int, engine: Engine) -> ReadPage:
     begun = time.perf_counter()
-    for number, page in enumerate(pages_of(data, limits), start=1):
-        seconds["decode"] += time.perf_counter() - begun
-        read = engine.read(page.picture)
-        lines += (_of_page(line, page, number) for line in read.lines)
-        sizes.append(PageSize(page.width, page.height))
-        texts.append(text_of(read.lines))
-        for stage, spent in read.seconds.items():
-            seconds[stage] += spent
-        begun = time.perf_counter()
-    return OcrDocument(
-        text="\n\n".join(texts) if any(texts) else "",
-        lines=tuple(lines),
-        pages=tuple(sizes),
+    page = next(pages)
+    decoding = time.perf_counter() - begun
+    read = engine.read(page.picture)
+    return ReadPage(
+        size=PageSize(page.width, page.height),
+        lines=tuple(_of_page(line, page, number) for line in read.lines),
+        text=text_of(read.lines),
+        pages=count,
         language=engine.language,
         engine=engine.name,
-        seconds=dict(seconds),
+        seconds={"decode": decoding, **read.seconds},
     )
 
 

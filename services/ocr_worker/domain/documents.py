@@ -44,33 +44,57 @@ class Limits:
 LIMITS: Final = Limits()
 
 
-def pages_of(data: bytes, limits: Limits = LIMITS) -> Iterator[images.Page]:
+def page_count(data: bytes, limits: Limits = LIMITS) -> int:
+    """How many pages a file has, without drawing one. Raises `Rejected`, also when they are too many."""
+    if _is_pdf(data):
+        with _opened(data, limits) as document:
+            return len(document)
+    count = images.page_count(data, limits=_of_picture(limits))
+    _check_count(count, limits)
+    return count
+
+
+def pages_of(data: bytes, limits: Limits = LIMITS, *, first: int = 1) -> Iterator[images.Page]:
     """The pages of a file, one at a time, so that only one of them is in memory.
 
-    The page of a PDF has the size that it was drawn at. Raises `Rejected`, also between pages; a file with
-    too many of them is refused before the first.
+    first: the page to begin with, from 1; those before it cost nothing. The page of a PDF has the size that
+    it was drawn at. Raises `Rejected`, also between pages; a file with too many is refused before the first.
     """
-    if images.media_type(data[:64]) == "application/pdf":
-        return _pdf(data, limits)
-    return _pictures(data, limits)
+    return _pdf(data, limits, first) if _is_pdf(data) else _pictures(data, limits, first)
 
 
-def _pictures(data: bytes, limits: Limits) -> Iterator[images.Page]:
-    of_picture = images.Limits(bytes=limits.bytes, pixels=limits.pixels)
+def _is_pdf(data: bytes) -> bool:
+    return images.media_type(data[:64]) == "application/pdf"
+
+
+def _pictures(data: bytes, limits: Limits, first: int) -> Iterator[images.Page]:
+    of_picture = _of_picture(limits)
     _check_count(images.page_count(data, limits=of_picture), limits)
-    yield from images.pages(data, at_most=limits.pixels_kept, limits=of_picture)
+    yield from images.pages(data, at_most=limits.pixels_kept, limits=of_picture, first=first)
 
 
-def _pdf(data: bytes, limits: Limits) -> Iterator[images.Page]:
+def _of_picture(limits: Limits) -> images.Limits:
+    return images.Limits(bytes=limits.bytes, pixels=limits.pixels)
+
+
+def _opened(data: bytes, limits: Limits) -> pypdfium2.PdfDocument:
     if len(data) > limits.bytes:
         raise Rejected("too_many_bytes", f"The file has {len(data)} bytes; at most {limits.bytes} are taken.")
     try:
         document = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
         raise _unopened(error) from error
-    with document:
+    try:
         _check_count(len(document), limits)
-        for number in range(len(document)):
+    except Rejected:
+        document.close()
+        raise
+    return document
+
+
+def _pdf(data: bytes, limits: Limits, first: int) -> Iterator[images.Page]:
+    with _opened(data, limits) as document:
+        for number in range(first - 1, len(document)):
             try:
                 yield _drawn(document[number], limits)
             except pypdfium2.PdfiumError as error:
