@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote
 from uuid import UUID
 
-from visionmesh import images
+from visionmesh import images, ocr_document
 from visionmesh.consensus import METHOD, Fitted, agree
 from visionmesh.contracts import TASKS, is_image_id
 from visionmesh.errors import Rejected
@@ -245,6 +245,7 @@ def results_answer(
             "model": features.model,
         },
         "qr_codes": [as_json(code) for code in found.codes],
+        "ocr": None if found.document is None else ocr_document.as_json(found.document),
     }
 
 

@@ -30,7 +30,7 @@ from visionmesh.settings import ROOT
 from visionmesh.stack import Stack
 
 FIRST_TABLES = {"images", "image_features", "predictions", "task_outcomes"}
-TABLES = FIRST_TABLES | {"shadow_features", "shadow_predictions", "qr_codes"}
+TABLES = FIRST_TABLES | {"shadow_features", "shadow_predictions", "qr_codes", "ocr_documents"}
 
 
 def rows_of(dsn: str, names: set[str]) -> dict[str, list[tuple[Any, ...]]]:
