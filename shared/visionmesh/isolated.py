@@ -9,10 +9,12 @@ The child is forked from a server process that has done nothing but import the f
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
@@ -43,6 +45,11 @@ _FROM_OUTSIDE: Final = (-signal.SIGKILL, -signal.SIGTERM)
 # A child whose service was killed has nobody to end it: its own alarm does, this long after the deadline.
 _ALARM_SECONDS: Final = 1.0
 
+# The status of a child that ended for what it held, and how long that takes: pebble loses a call whose child
+# ends before it was heard to have taken it up.
+_GROWN: Final = os.EX_TEMPFAIL
+_HEARD_SECONDS: Final = 0.2
+
 _preload = {__name__}
 
 
@@ -61,10 +68,13 @@ class Isolated(Generic[T, R]):
         memory_bytes: int,
         processes: int = 1,
         calls_per_child: int = _CALLS_PER_CHILD,
+        resident_bytes: int | None = None,
         preload: Sequence[str] = (),
     ) -> None:
         """deadline_seconds: longest one call may take, from when a child takes it up.
         memory_bytes: address space that a child may use beyond what it has at its start.
+        calls_per_child: how many calls it is kept for.
+        resident_bytes: a child that holds more of the machine's memory after a call is given no other one.
         preload: modules that every child has from its start, and that this process need not load.
         """
         self._function = function
@@ -72,6 +82,7 @@ class Isolated(Generic[T, R]):
         self._memory_bytes = memory_bytes
         self._processes = processes
         self._calls_per_child = calls_per_child
+        self._resident_bytes = resident_bytes
         self._modules = (function.__module__, *preload)
         self._lock = Lock()
         self._closed = False
@@ -122,11 +133,14 @@ class Isolated(Generic[T, R]):
 
     def _again(self, item: T, lost: _Lost) -> R | Rejected:
         """Tries an item alone that was in a child when that died, perhaps with another one's guilt."""
-        for _ in range(_ATTEMPTS - 1):
+        attempts = 0 if lost.exit_code == _GROWN else 1
+        while attempts < _ATTEMPTS:
             (outcome,) = self._try([item])
             if not isinstance(outcome, _Lost):
                 return outcome
             lost = outcome
+            # A child that has grown did not try. There are no more of them than children.
+            attempts += lost.exit_code != _GROWN
         if lost.exit_code == -signal.SIGKILL:
             return Rejected("memory_exceeded", "Reading the file was ended from outside, for lack of memory.")
         return _crashed()
@@ -158,6 +172,9 @@ class Isolated(Generic[T, R]):
         except ProcessExpired as error:
             if error.exitcode == -signal.SIGALRM:
                 return self._too_slow()
+            if error.exitcode == _GROWN:
+                metrics.ISOLATED_RESTARTS.labels("grown").inc()
+                return _Lost(error.exitcode)
             metrics.ISOLATED_RESTARTS.labels("crash").inc()
             return _Lost(error.exitcode) if error.exitcode in _FROM_OUTSIDE else _crashed()
         except TimeoutError:
@@ -199,14 +216,14 @@ class Isolated(Generic[T, R]):
                 self._processes,
                 max_tasks=self._calls_per_child,
                 initializer=_confine,
-                initargs=(self._memory_bytes,),
+                initargs=(self._memory_bytes, self._resident_bytes),
                 context=context,
             )
         return self._pool
 
 
 class _Lost:
-    """An item whose child, or the whole pool, was ended by something else than a signal of its own."""
+    """An item whose child, or the whole pool, ended by something else than what it does itself."""
 
     def __init__(self, exit_code: int | None = None) -> None:
         self.exit_code = exit_code
@@ -224,7 +241,12 @@ def _end(pool: ProcessPool) -> None:
 # In the child
 
 
-def _confine(memory_bytes: int) -> None:
+# What a child may hold after its first call.
+_resident_limit: float = math.inf
+_is_first_call = True
+
+
+def _confine(memory_bytes: int, resident_bytes: int | None) -> None:
     """Called once in a new child, before its first item."""
     # Python's handler would wait until native code returns, which may be never.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -232,9 +254,20 @@ def _confine(memory_bytes: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # A crash is expected here; a core file of every broken picture would fill the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    ceiling = pages * os.sysconf("SC_PAGE_SIZE") + memory_bytes
+    global _resident_limit
+    _resident_limit = math.inf if resident_bytes is None else resident_bytes
+    ceiling = _memory(0) + memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
+
+
+def resident() -> int:
+    """Bytes of the machine's memory that this process holds."""
+    return _memory(1)
+
+
+def _memory(column: int) -> int:
+    """One number of Linux's `statm`, in bytes: 0 is the address space, 1 what of it is resident."""
+    return int(Path("/proc/self/statm").read_text().split()[column]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _warm_up() -> None:
@@ -242,6 +275,11 @@ def _warm_up() -> None:
 
 
 def _guarded(function: Callable[[Any], Any], item: Any, deadline_seconds: float) -> Any:
+    global _is_first_call
+    if not _is_first_call and resident() > _resident_limit:
+        time.sleep(_HEARD_SECONDS)
+        os._exit(_GROWN)
+    _is_first_call = False
     signal.setitimer(signal.ITIMER_REAL, deadline_seconds + _ALARM_SECONDS)
     try:
         return function(item)

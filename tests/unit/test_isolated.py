@@ -113,6 +113,34 @@ def test_native_code_that_hangs_meets_its_deadline() -> None:
     assert code_of(guilty) == "deadline_exceeded"
 
 
+_kept: list[bytearray] = []
+
+
+def keep(mebibytes: int) -> int:
+    """Holds as much for as long as the process lives."""
+    _kept.append(bytearray(os.urandom(1) * (mebibytes * MEBIBYTE)))
+    return os.getpid()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_child_that_has_grown_gives_its_place_to_a_new_one(processes: int) -> None:
+    with Isolated(
+        keep,
+        deadline_seconds=30,
+        memory_bytes=2048 * MEBIBYTE,
+        resident_bytes=250 * MEBIBYTE,
+        processes=processes,
+    ) as isolated:
+        # One call alone may hold more than that: the limit is on what stays.
+        large = {isolated.call(300) for _ in range(3)}
+        small = [isolated.call(1) for _ in range(6)]
+        with ThreadPoolExecutor(4) as threads:
+            at_once = list(threads.map(isolated.call, [300] * 8))
+    assert len(large) == 3
+    assert len(set(small[processes:])) <= processes
+    assert len(set(at_once)) >= 7
+
+
 def test_too_much_memory(isolated: Isolated[str, object]) -> None:
     assert isolated.call("eat 100") == 100 * MEBIBYTE
     guilty, neighbour = isolated.map(["eat 300", "a"])

@@ -85,7 +85,7 @@ QR_SECONDS: Final = Histogram(
 )  # fmt: skip
 ISOLATED_RESTARTS: Final = Counter(
     "mesh_isolated_restarts_total",
-    "Child processes that ended in the middle, by reason (crash, deadline).",
+    "Child processes that ended early, by reason (crash, deadline, grown: held too much memory).",
     ["reason"],
 )
 MODEL: Final = Info("mesh_model", "The model this process answers with.")
