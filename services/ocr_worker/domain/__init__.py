@@ -5,6 +5,8 @@
 * `documents`: files of every kind -> pages
 * `engine`: the protocol of what reads a page
 * `reading_order`: boxes of a page -> the order in which people read them, and the text in that order
+* `rapidocr_engine`: the default engine; its stages are `detection`, `upright`, `crops`, `recognition`, its
+  networks come by `models`, and what they may answer with is in `alphabet`
 """
 
 from __future__ import annotations
