@@ -13,8 +13,10 @@ from typing import Final
 EVERY: Final = "any"
 
 # Languages whose letters are all in ASCII and Latin-1, and those that need Latin Extended-A.
-_WESTERN: Final = frozenset("ca da de en es eu fi fr gl is it nl no pt sv".split())
-_EASTERN: Final = frozenset("cs et hr hu lt lv pl ro sk sl tr".split())
+_WESTERN: Final = frozenset(
+    ("ca", "da", "de", "en", "es", "eu", "fi", "fr", "gl", "is", "it", "nl", "no", "pt", "sv")
+)
+_EASTERN: Final = frozenset(("cs", "et", "hr", "hu", "lt", "lv", "pl", "ro", "sk", "sl", "tr"))
 LATIN: Final = _WESTERN | _EASTERN
 
 # What is written between Latin letters beside ASCII and Latin-1: dashes, quotes, currencies.
