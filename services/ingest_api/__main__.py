@@ -14,6 +14,7 @@ from ingest_api.annotated import Draw, annotated_routes
 from ingest_api.http import result_routes, upload_routes
 from ingest_api.intake import Intake
 from ingest_api.outbox import Announcer, Outbox
+from ingest_api.search import search_routes
 from visionmesh.consensus import Fitted
 from visionmesh.database import Database
 from visionmesh.drawing import draw_on
@@ -80,6 +81,7 @@ def compose(
     app.include_router(upload_routes(intake, max_files=settings.upload_max_files))
     awaited = classifiers(settings.extra_classifiers)
     app.include_router(result_routes(images, store, classifiers=awaited, fitted=fitted))
+    app.include_router(search_routes(images))
     app.include_router(annotated_routes(images, store, draw, max_bytes=settings.upload_max_bytes))
     return app
 

@@ -16,7 +16,19 @@ from visionmesh.object_store import ObjectStore
 from visionmesh.results import ImageResults, Images
 
 # Which worker finds what is drawn for a task, as it signs its outcomes.
-_WORKERS: Final = {"qr": "qr-decoder"}
+_WORKERS: Final = {"qr": "qr-decoder", "ocr": "ocr-worker"}
+
+
+def _codes(found: ImageResults) -> tuple[Outline, ...]:
+    return tuple(Outline(code.corners, code.content) for code in found.codes)
+
+
+def _lines(found: ImageResults) -> tuple[Outline, ...]:
+    lines = () if found.document is None else found.document.lines
+    return tuple(Outline(line.polygon, line.text) for line in lines if line.page == 1)
+
+
+_OUTLINES: Final = {"qr": _codes, "ocr": _lines}
 
 # Draws what is asked. Raises `Rejected`.
 Draw = Callable[[Asked], Drawn]
@@ -29,8 +41,9 @@ def annotated_routes(images: Images, store: ObjectStore, draw: Draw, *, max_byte
     turn = asyncio.Semaphore(1)
 
     @router.get("/images/{image_id}/annotated", response_class=Response)
-    async def annotated(image_id: str, task: Literal["qr"] = "qr") -> Response:
-        """The uploaded picture with the outlines and contents of its QR codes, as JPEG or PNG.
+    async def annotated(image_id: str, task: Literal["qr", "ocr"] = "qr") -> Response:
+        """The uploaded picture with the outlines and contents of its QR codes, or of the lines of its text
+        (of the first page), as JPEG or PNG.
 
         409 `not_finished` while nobody has looked for them.
         """
@@ -45,8 +58,7 @@ def annotated_routes(images: Images, store: ObjectStore, draw: Draw, *, max_byte
         if found is None or found.image is None:
             raise Rejected("image_not_found", "No uploaded image of this id is known.")
         _check_finished(found, _WORKERS[task])
-        outlines = tuple(Outline(code.corners, code.content) for code in found.codes)
-        return draw(Asked(store.get(found.image.minio_path, max_bytes=max_bytes), outlines))
+        return draw(Asked(store.get(found.image.minio_path, max_bytes=max_bytes), _OUTLINES[task](found)))
 
     return router
 

@@ -53,10 +53,11 @@ SERVICES: Final = (
     Service("classifier-balanced", "classifier", 8005, {"MESH_CLASSIFIER": "balanced"}),
     Service("classifier-accurate", "classifier", 8004, {"MESH_CLASSIFIER": "accurate"}),
     Service("qr-decoder", "qr_decoder", 8008),
+    Service("ocr-worker", "ocr_worker", 8500),
 )
 
 # Those that answer with no model of the registry.
-_WITHOUT_SHADOW: Final = frozenset(("ingest-api", "qr-decoder"))
+_WITHOUT_SHADOW: Final = frozenset(("ingest-api", "qr-decoder", "ocr-worker"))
 
 # A model may have a colon in it: models:/night@champion.
 _CLASSIFIER = re.compile(
@@ -288,7 +289,7 @@ class Mesh:
         environment: the settings that connect the services to the servers of a stack.
         """
         self._connection = dict(environment)
-        inherited = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
+        inherited = {**os.environ, **environment, "PYTHONUNBUFFERED": "1", **self._own_addresses()}
         try:
             for replica in self.replicas:
                 replica.start(inherited)
@@ -296,6 +297,11 @@ class Mesh:
             yield
         finally:
             self.stop()
+
+    def _own_addresses(self) -> dict[str, str]:
+        """The settings by which services find each other."""
+        intake = [replica.url for replica in self.replicas if replica.service.name == "ingest-api"]
+        return {"MESH_INGEST_URL": intake[0]} if intake else {}
 
     def tend(self) -> None:
         """Restarts what ended; to be called a few times a second. Keeps `running.json` true."""

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # `shared/visionmesh/settings.py` is two folders below the repository (or the image's /app).
@@ -163,6 +163,51 @@ class Settings(BaseSettings):
     )
     qr_processes: int = Field(default=1, ge=1, description="pictures that are read at once")
 
+    # Text
+    ocr_engine: Literal["rapidocr", "paddleocr", "paddlex"] = Field(
+        default="rapidocr",
+        description="`paddleocr` runs PaddleOCR, where that is installed; `paddlex` asks the server of "
+        "MESH_OCR_PADDLEX_URL",
+    )
+    ocr_language: str = Field(
+        default="es+en", description="languages that are read, ISO 639-1 with plus signs between"
+    )
+    ocr_processes: int = Field(
+        default=1,
+        ge=1,
+        validation_alias=AliasChoices("MESH_OCR_PROCESSES", "OCR_PROCESSES"),
+        description="engines of this process, each in a process of its own: pages that are read at once",
+    )
+    ocr_threads: int | None = Field(
+        default=None, ge=1, description="threads of each engine; the cores shared out when absent"
+    )
+    ocr_pages_per_engine: int = Field(
+        default=1000, ge=1, description="after so many pages an engine's process is replaced by a new one"
+    )
+    ocr_engine_resident_bytes: int = Field(
+        default=1024 * 1024 * 1024, gt=0, description="an engine that holds more after a page is replaced"
+    )
+    ocr_engine_memory_bytes: int = Field(
+        default=3 * 1024 * 1024 * 1024, gt=0, description="address space that one page may take of an engine"
+    )
+    ocr_page_seconds: float = Field(default=60.0, gt=0, description="longest that one page may take")
+    ocr_max_pages: int = Field(default=200, ge=1, description="most pages of one document")
+    ocr_deadline_seconds: float = Field(
+        default=300.0, gt=0, description="longest that a caller of POST /ocr waits, its turn included"
+    )
+    ocr_waiting_limit: int = Field(
+        default=32, ge=0, description="callers of POST /ocr that may wait for their turn; others get 429"
+    )
+    ocr_queue_limit: int = Field(
+        default=1000, ge=1, description="pictures that may wait for text; beyond, POST /process gives 429"
+    )
+    ocr_paddlex_url: str = Field(
+        default="http://127.0.0.1:8080", description="where `paddlex --serve --pipeline OCR` listens"
+    )
+    ingest_url: str = Field(
+        default="http://127.0.0.1:8001", description="where ingest-api listens, for POST /process"
+    )
+
     # Observability
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least level logged"
@@ -178,6 +223,15 @@ class Settings(BaseSettings):
             return json.loads(value)
         except ValueError as error:
             raise ValueError('has to be a list in JSON, for example ["night"]') from error
+
+
+def variable_of(field: str) -> str:
+    """The environment variable of a setting."""
+    alias = Settings.model_fields[field].validation_alias
+    # Those of MLflow have the names by which all its clients know them.
+    if isinstance(alias, AliasChoices):
+        return str(alias.choices[0])
+    return str(alias or f"MESH_{field.upper()}")
 
 
 @cache

@@ -74,7 +74,7 @@ class Client:
 def running_mesh() -> Iterator[tuple[NativeStack, Mesh]]:
     with TemporaryDirectory(prefix="mesh-bench-") as name, NativeStack(Path(name) / "stack") as stack:
         prepared(stack.endpoints)
-        mesh = Mesh(Path(name), ports="free")
+        mesh = Mesh(Path(name), scale={"ocr-worker": 0}, ports="free")
         # The same pictures come again and again; what is measured is computing them.
         without_cache = stack.endpoints.environment() | {"MESH_CACHE_URL": ""}
         with mesh.started(without_cache):

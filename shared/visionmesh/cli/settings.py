@@ -19,15 +19,14 @@ def settings(directory: Directory = DIRECTORY) -> None:
     from rich.table import Column, Table
 
     from visionmesh.observability.logs import without_passwords
-    from visionmesh.settings import Settings
+    from visionmesh.settings import Settings, variable_of
 
     table = Table(Column("variable", no_wrap=True), "default", "what it does")
     for name, field in Settings.model_fields.items():
         default = field.default
         secret = SecretStr in (field.annotation, *get_args(field.annotation))
         text = default.get_secret_value() if isinstance(default, SecretStr) else str(default)
-        # Those of MLflow have the names by which all its clients know them.
-        variable = str(field.validation_alias or f"MESH_{name.upper()}")
+        variable = variable_of(name)
         value = os.environ.get(variable)
         lines = [] if default is None else [text]
         if value is not None and value != text:
