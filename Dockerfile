@@ -45,6 +45,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/qreader.txt,target=/tmp/requirements.txt \
     pip install --no-deps --require-hashes --only-binary :all: -r /tmp/requirements.txt
 
+FROM base AS ocr-worker-dependencies
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/ocr-worker.txt,target=/tmp/requirements.txt \
+    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+
 FROM base AS classifier-dependencies
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/classifier.txt,target=/tmp/requirements.txt \
@@ -104,6 +109,17 @@ ENV MESH_HTTP_PORT=8008 \
     MALLOC_TRIM_THRESHOLD_=131072
 EXPOSE 8008
 CMD ["python", "-m", "qr_decoder"]
+
+# The networks come with the package rapidocr; only what they are read with is the mesh's own.
+FROM ocr-worker-dependencies AS ocr-worker
+COPY shared /app/shared
+COPY services/ocr_worker /app/services/ocr_worker
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+USER ${MESH_UID}:${MESH_UID}
+ENV MESH_HTTP_PORT=8500 \
+    MALLOC_TRIM_THRESHOLD_=131072
+EXPOSE 8500
+CMD ["python", "-m", "ocr_worker"]
 
 # One image for every classifier: MESH_CLASSIFIER says which one a container is.
 FROM classifier-dependencies AS classifier

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
-SERVICE_LOCKS := ingest-api feature-extractor classifier qr-decoder
+SERVICE_LOCKS := ingest-api feature-extractor classifier qr-decoder ocr-worker
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links
 # What qreader asks for and does not need: the OpenCV with windows, which would overwrite the one without, and

@@ -39,6 +39,7 @@ HTTP_PORTS: Final = {
     "classifier-balanced": 8005,
     "feature-extractor": 8006,
     "qr-decoder": 8008,
+    "ocr-worker": 8500,
 }
 # The only containers that start as root: one owns its volume and becomes postgres, one owns another's.
 STARTS_AS_ROOT: Final = {"postgres", "minio-volume"}
@@ -284,14 +285,33 @@ def test_the_qreader_image_takes_the_place_of_the_qr_decoder() -> None:
     assert int(ours["deploy"]["resources"]["limits"]["memory"].removesuffix("G")) * 1024**3 > QREADER_BYTES
 
 
+def test_the_first_design_s_ports_reach_each_of_three_ocr_workers() -> None:
+    override = yaml.safe_load((ROOT / "docker-compose.ocr-replicas.yml").read_text())
+    (worker,) = override["services"].values()
+    assert worker["deploy"]["replicas"] == 3
+    (published,) = worker["ports"]
+    assert published == f"127.0.0.1:8505-8507:{HTTP_PORTS['ocr-worker']}"
+
+
+def test_engines_of_ocr_worker_run_into_their_ceiling_before_the_container_into_its() -> None:
+    worker = SERVICES["ocr-worker"]
+    ceiling = int(worker["environment"]["MESH_OCR_ENGINE_MEMORY_BYTES"])
+    default = re.search(r":-(\d+)G", worker["deploy"]["resources"]["limits"]["memory"])
+    assert default is not None
+    assert ceiling < int(default[1]) * 1024**3
+    assert worker["environment"]["MESH_OCR_PROCESSES"] == "${OCR_PROCESSES:-1}"
+    assert worker["environment"]["MESH_INGEST_URL"] == f"http://ingest-api:{HTTP_PORTS['ingest-api']}"
+
+
 @pytest.mark.parametrize(
     ("files", "more"),
     [
         ([], set()),
         (["docker-compose.fourth.yml"], {"classifier-night"}),
         (["docker-compose.qreader.yml"], set()),
+        (["docker-compose.ocr-replicas.yml"], set()),
     ],
-    ids=["alone", "fourth", "qreader"],
+    ids=["alone", "fourth", "qreader", "ocr-replicas"],
 )
 def test_compose_reads_the_files(files: list[str], more: set[str], tmp_path: Path) -> None:
     if shutil.which("docker") is None or shutil.which("make") is None:
