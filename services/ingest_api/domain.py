@@ -147,6 +147,8 @@ def links(image_id: str) -> dict[str, str]:
         "image": f"/images/{name}",
         "content": f"/images/{name}/content",
         "annotated": f"/images/{name}/annotated?task=qr",
+        "text": f"/images/{name}/text.txt",
+        "searchable_pdf": f"/images/{name}/text.pdf",
     }
 
 
