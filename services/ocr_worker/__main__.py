@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from ocr_worker.http import Terms, make_app
@@ -29,13 +30,27 @@ PORT: Final = 8500
 _BATCH_PER_ENGINE: Final = 2
 
 
+# What a container is limited to: a quota and its period in microseconds, or `max` for the quota.
+_CPU_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
+
+
 def engine_choice(settings: Settings) -> EngineChoice:
     return EngineChoice(
         settings.ocr_engine,
         settings.ocr_language,
-        settings.ocr_threads or max(1, (os.cpu_count() or 1) // settings.ocr_processes),
+        settings.ocr_threads or max(1, cores() // settings.ocr_processes),
         settings.ocr_paddlex_url,
     )
+
+
+def cores(limit: Path = _CPU_LIMIT) -> int:
+    """Those that this process may use: more threads than that would only wait for each other."""
+    available = len(os.sched_getaffinity(0))
+    try:
+        quota, period = limit.read_text().split()
+        return min(available, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return available
 
 
 def serve(settings: Settings) -> int:

@@ -242,4 +242,9 @@ def get_settings() -> Settings:
 
 def problems(error: ValidationError) -> str:
     """What is wrong with the settings: a line for each, that begins with the name of the variable."""
-    return "\n".join(f"MESH_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
+    return "\n".join(f"{_named(str(each['loc'][0]))}: {each['msg']}" for each in error.errors())
+
+
+def _named(place: str) -> str:
+    """A setting is told by its field, or, where its variable is another, by that already."""
+    return variable_of(place) if place in Settings.model_fields else place

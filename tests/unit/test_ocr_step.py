@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
+from pydantic import ValidationError
 
 from ocr_double import CHOICE, page, pages, read_by_double
+from ocr_worker.__main__ import cores, engine_choice
 from ocr_worker.load import Tally, retry_after
 from ocr_worker.reading import DOMAIN, Answer, Asked, Reader
 from ocr_worker.step import make_step
@@ -19,6 +21,7 @@ from visionmesh.errors import Rejected, Unavailable
 from visionmesh.isolated import Isolated
 from visionmesh.ocr_document import OcrDocument, joined
 from visionmesh.results import OcrDocumentRow
+from visionmesh.settings import Settings, problems
 from visionmesh.testing.results import MemoryResultStore
 from visionmesh.worker.step import Done, Skipped, Verdict
 
@@ -236,6 +239,30 @@ def test_an_engine_that_can_not_be_opened_is_found_out_at_the_start(tmp_path: Pa
 
     with pytest.raises(Rejected, match="not installed"):
         Reader(Failing(), CHOICE, processes=2, max_pages=1).warm_up()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("100000 100000", 1), ("max 100000", None), ("50000 100000", 1), ("", None)]
+)
+def test_a_container_s_limit_of_cores(text: str, found: int | None, tmp_path: Path) -> None:
+    limit = tmp_path / "cpu.max"
+    limit.write_text(text)
+    everything = cores(tmp_path / "missing")
+    assert cores(limit) == (found or everything)
+    settings = Settings(ocr_processes=everything + 1)
+    assert engine_choice(settings).threads == 1
+    assert engine_choice(Settings(ocr_threads=3)).threads == 3
+
+
+def test_the_first_design_s_name_of_the_number_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCR_PROCESSES", "3")
+    assert Settings().ocr_processes == 3
+    monkeypatch.setenv("MESH_OCR_PROCESSES", "2")
+    assert Settings().ocr_processes == 2
+    monkeypatch.setenv("MESH_OCR_PROCESSES", "none")
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert problems(caught.value).startswith("MESH_OCR_PROCESSES: ")
 
 
 def test_when_to_come_again() -> None:
