@@ -8,7 +8,7 @@ from typing import Final
 import cv2
 import numpy as np
 
-from ocr_worker.domain.detection import Boxes, heights_of, stand_upright
+from ocr_worker.domain.detection import Boxes, heights_of, run_upright
 from ocr_worker.domain.engine import PageImage
 from ocr_worker.domain.recognition import HEIGHT, LineImage
 
@@ -18,7 +18,7 @@ _WIDEST: Final = 3200
 
 def crops_of(page: PageImage, boxes: Boxes) -> list[LineImage]:
     """A picture of each box. Text that runs up is turned to the right; the page is upright by now."""
-    upright = stand_upright(boxes)
+    upright = run_upright(boxes)
     pages = {1: page}
     crops = []
     for box, height, turned in zip(boxes, heights_of(boxes), upright, strict=True):

@@ -24,6 +24,11 @@ NO_BOXES: Final[Boxes] = np.empty((0, 4, 2), np.float32)
 # The network halves the picture five times.
 _STRIDE: Final = 32
 
+# A line of two characters is not that much higher than wide, and one of a single character not that much higher
+# than other lines of its page.
+_UPRIGHT: Final = 1.5
+_HIGHER: Final = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Detection:
@@ -78,14 +83,13 @@ def heights_of(boxes: Boxes) -> NDArray[np.float32]:
     return np.minimum(*_sides(boxes))
 
 
-def stand_upright(boxes: Boxes) -> NDArray[np.bool_]:
-    """Which boxes are so much higher than wide that their text must run up or down, bool [n]."""
+def run_upright(boxes: Boxes) -> NDArray[np.bool_]:
+    """Which boxes hold text that runs up or down, bool [n].
+
+    They are higher than wide, and higher than a line: a lone 1 is not turned.
+    """
     width, height = _sides(boxes)
-    return height >= _UPRIGHT * width
-
-
-# A single narrow character is about twice as high as wide, with what its box has grown by less than this.
-_UPRIGHT: Final = 1.5
+    return (height >= _UPRIGHT * width) & (height >= _HIGHER * np.median(heights_of(boxes)))
 
 
 def _sides(boxes: Boxes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -42,8 +42,8 @@ class Settings:
     confidence: below which a line is taken for something else than text.
     """
 
-    first_side: int = 960
-    text_height: tuple[float, float] = (14.0, 20.0)
+    first_side: int = 640
+    text_height: tuple[float, float] = (26.0, 30.0)
     most_pixels: int = 3_000_000
     confidence: float = 0.5
     detection: Detection = field(default_factory=Detection)

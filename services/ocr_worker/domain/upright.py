@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ocr_worker.domain.detection import Boxes, stand_upright
+from ocr_worker.domain.detection import Boxes, run_upright
 from ocr_worker.domain.engine import PageImage
 from ocr_worker.domain.recognition import HEIGHT, LineImage, Recognised
 
@@ -29,7 +29,7 @@ _ON_ITS_HEAD: Final = 1
 def lies_on_its_side(boxes: Boxes) -> bool:
     """Whether more text runs up or down than across, by length."""
     lengths = np.linalg.norm(boxes - np.roll(boxes, -1, axis=1), axis=2).max(axis=1)
-    upright = stand_upright(boxes)
+    upright = run_upright(boxes)
     return bool(lengths[upright].sum() > lengths[~upright].sum())
 
 
