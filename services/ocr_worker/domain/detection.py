@@ -24,8 +24,8 @@ NO_BOXES: Final[Boxes] = np.empty((0, 4, 2), np.float32)
 # The network halves the picture five times.
 _STRIDE: Final = 32
 
-# A line of two characters is not that much higher than wide, and one of a single character not that much higher
-# than other lines of its page.
+# A line of two characters is not that much higher than wide, and one of a single character not that much
+# higher than other lines of its page.
 _UPRIGHT: Final = 1.5
 _HIGHER: Final = 2.0
 

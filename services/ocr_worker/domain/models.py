@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import onnxruntime
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 # Smaller than this, a weight is noise: the largest values that flow through the networks are some hundreds.
@@ -73,23 +74,31 @@ def only(model: onnx.ModelProto, wanted: Callable[[str], bool]) -> list[str]:
     """Takes the outputs of characters that are not wanted out of a recogniser; what is left is returned."""
     characters = characters_of(model)
     kept = [at for at, character in enumerate(characters) if not character or wanted(character)]
-    last = _last_layer(model)
-    for tensor in model.graph.initializer:
-        if tensor.name in last:
-            weights = numpy_helper.to_array(tensor)[..., kept]
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(weights), tensor.name))
+    for tensor in _of_last_layer(model):
+        weights = numpy_helper.to_array(tensor)[..., kept]
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(weights), tensor.name))
     # The file announces how wide its layers are, which is no longer so.
     del model.graph.value_info[:]
     model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = len(kept)
     return [characters[at] for at in kept]
 
 
-def _last_layer(model: onnx.ModelProto) -> set[str]:
-    """The names of the weights and the bias that the scores of the characters come from."""
-    made_by = {output: node for node in model.graph.node for output in node.output}
-    node = made_by[model.graph.output[0].name]
-    names: set[str] = set()
-    while node.op_type != "MatMul":
-        names.update(node.input)
-        node = made_by[node.input[0]]
-    return names | {node.input[1]}
+def with_letter(model: onnx.ModelProto, weights: NDArray[np.float32]) -> None:
+    """Adds a character to a recogniser, behind those that it has. weights: of its last layer, then the bias."""
+    for tensor in _of_last_layer(model):
+        known = numpy_helper.to_array(tensor)
+        added = weights[:-1, None] if known.ndim > 1 else weights[-1:]
+        tensor.CopyFrom(numpy_helper.from_array(np.concatenate((known, added), axis=-1), tensor.name))
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_value += 1
+
+
+def last_layer(model: onnx.ModelProto) -> onnx.NodeProto:
+    """The product that the scores of the characters come from; a bias and a softmax follow."""
+    return next(node for node in reversed(model.graph.node) if node.op_type == "MatMul")
+
+
+def _of_last_layer(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """The weights and the bias of the last layer."""
+    product = last_layer(model)
+    bias = next(node for node in model.graph.node if product.output[0] in node.input)
+    return [tensor for tensor in model.graph.initializer if tensor.name in (*product.input, *bias.input)]
