@@ -203,6 +203,15 @@ def test_the_picture_of_a_jpeg_is_the_same_bytes() -> None:
         assert bytes(image.read_raw_bytes()) == data
 
 
+def test_a_scan_as_large_as_any_that_is_read() -> None:
+    file = io.BytesIO()
+    Image.new("1", (12_000, 12_000), 1).save(file, "PNG")
+    told = OcrDocument("x", (line("corner"),), (PageSize(12_000, 12_000),), "es", "double")
+    made = searchable_pdf(Asked(file.getvalue(), told))
+    with pypdfium2.PdfDocument(made) as opened:
+        assert opened[0].get_size() == pytest.approx((842, 842), abs=1)
+
+
 @pytest.mark.parametrize("data", [b"%PDF-1.7 and so on", b"this is no picture"])
 def test_a_file_that_can_not_be_written_to(data: bytes) -> None:
     with pytest.raises(Rejected):
