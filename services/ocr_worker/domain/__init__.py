@@ -6,7 +6,8 @@
 * `engine`: the protocol of what reads a page
 * `reading_order`: boxes of a page -> the order in which people read them, and the text in that order
 * `rapidocr_engine`: the default engine; its stages are `detection`, `upright`, `crops`, `recognition`, its
-  networks come by `models`, and what they may answer with is in `alphabet`
+  networks come by `models`, and what they may answer with is in `alphabet` and `letters`
+* `paddleocr_engine`: PaddleOCR itself
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from ocr_worker.domain.documents import LIMITS, Limits, page_count, pages_of
 from ocr_worker.domain.engine import Engine, EngineBusyError, PageImage, PageText
@@ -28,10 +30,28 @@ __all__ = [
     "Limits",
     "PageImage",
     "PageText",
+    "open_engine",
     "pages_of",
     "read_document",
     "read_page",
 ]
+
+
+def open_engine(name: str, language: str, *, threads: int = 1, folder: Path | None = None) -> Engine:
+    """The engine of a name, `rapidocr` or `paddleocr`; loading it takes a second or several.
+
+    folder: of PaddleOCR's models. Raises `ValueError` of a name or a language that it does not know,
+    `ImportError` and `RuntimeError` where something that it needs is not there.
+    """
+    if name == "rapidocr":
+        from ocr_worker.domain.rapidocr_engine import RapidOcr
+
+        return RapidOcr(language, threads=threads)
+    if name == "paddleocr":
+        from ocr_worker.domain.paddleocr_engine import PaddleOcr
+
+        return PaddleOcr(language, threads=threads, folder=folder)
+    raise ValueError(f"There is no engine {name!r}; there are rapidocr and paddleocr.")
 
 
 def read_document(data: bytes, engine: Engine, limits: Limits = LIMITS) -> OcrDocument:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,23 @@ PageImage = NDArray[np.uint8]
 
 class EngineBusyError(RuntimeError):
     """An engine was asked for a second page while it was reading one. It is a bug of the caller."""
+
+
+class OnePageAtATime:
+    """A context that only one thread can be in.
+
+    Engines keep what they work on in themselves: two threads in one get one another's text, and no error.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise EngineBusyError("The engine is reading another page; each process or thread needs its own.")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def only(model: onnx.ModelProto, wanted: Callable[[str], bool]) -> list[str]:
 
 
 def with_letter(model: onnx.ModelProto, weights: NDArray[np.float32]) -> None:
-    """Adds a character to a recogniser, behind those that it has. weights: of its last layer, then the bias."""
+    """Adds a character to a recogniser, behind those it has. weights: of its last layer, then the bias."""
     for tensor in _of_last_layer(model):
         known = numpy_helper.to_array(tensor)
         added = weights[:-1, None] if known.ndim > 1 else weights[-1:]
@@ -94,7 +94,8 @@ def with_letter(model: onnx.ModelProto, weights: NDArray[np.float32]) -> None:
 
 def last_layer(model: onnx.ModelProto) -> onnx.NodeProto:
     """The product that the scores of the characters come from; a bias and a softmax follow."""
-    return next(node for node in reversed(model.graph.node) if node.op_type == "MatMul")
+    product: onnx.NodeProto = next(node for node in reversed(model.graph.node) if node.op_type == "MatMul")
+    return product
 
 
 def _of_last_layer(model: onnx.ModelProto) -> list[onnx.TensorProto]:

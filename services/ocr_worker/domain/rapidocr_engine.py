@@ -7,10 +7,8 @@ of one width. What each stage saves is told in its module.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Final
 
 import numpy as np
@@ -19,7 +17,7 @@ from ocr_worker.domain import models, upright
 from ocr_worker.domain.alphabet import Alphabet
 from ocr_worker.domain.crops import crops_of
 from ocr_worker.domain.detection import NO_BOXES, Boxes, Detection, detect, heights_of
-from ocr_worker.domain.engine import EngineBusyError, PageImage, PageText
+from ocr_worker.domain.engine import OnePageAtATime, PageImage, PageText
 from ocr_worker.domain.reading_order import reading_order
 from ocr_worker.domain.recognition import LineImage, Recognised, recognise
 from visionmesh.ocr_document import TextLine
@@ -69,23 +67,12 @@ class RapidOcr:
         recogniser = models.loaded(models.bundled(_RECOGNISER))
         self._characters = models.only(recogniser, alphabet.__contains__)
         self._recogniser = models.session_of(recogniser, threads)
-        self._reading = Lock()
+        self._one = OnePageAtATime()
 
     def read(self, page: PageImage) -> PageText:
         """See `Engine`."""
-        with self._alone():
+        with self._one:
             return self._read(page)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._reading.acquire(blocking=False):
-            raise EngineBusyError(
-                "This engine is reading another page; every process and thread needs its own."
-            )
-        try:
-            yield
-        finally:
-            self._reading.release()
 
     def _read(self, page: PageImage) -> PageText:
         clock = _Clock()
