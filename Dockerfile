@@ -144,3 +144,25 @@ COPY deploy/mlflow /app/deploy/mlflow
 USER ${MESH_UID}:${MESH_UID}
 EXPOSE 5000
 CMD ["mlflow", "server", "--host", "0.0.0.0", "--port", "5000", "--workers", "1", "--serve-artifacts"]
+
+
+# PaddleX's server of its pipeline OCR (docker-compose.paddlex.yml). Its OpenCV wants the libraries of a screen.
+# Models are no part of the image: they lie in a folder that is mounted.
+FROM base AS paddlex-dependencies
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    libgl1 libglib2.0-0 libgomp1
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/paddlex.txt,target=/tmp/requirements.txt \
+    pip install --require-hashes -r /tmp/requirements.txt
+
+FROM paddlex-dependencies AS paddlex
+COPY deploy/paddlex /app/paddlex
+WORKDIR /app/paddlex
+USER ${MESH_UID}:${MESH_UID}
+ENV HOME=/tmp \
+    PADDLE_PDX_CACHE_HOME=/tmp/paddlex \
+    PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK=True
+EXPOSE 8080
+CMD ["paddlex", "--serve", "--pipeline", "OCR.yaml", "--host", "0.0.0.0", "--port", "8080", "--device", "cpu"]

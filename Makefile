@@ -49,7 +49,7 @@ lint: install  ## style, types, import rules
 lock: install  ## the locks again, from pyproject.toml (requirements/*.txt)
 	for name in $(SERVICE_LOCKS); do $(COMPILE) pyproject.toml --extra $$name -o requirements/$$name.txt || exit; done
 	$(COMPILE) pyproject.toml --extra dev --no-emit-package visionmesh -o requirements/dev.txt
-	for name in train bench mlflow; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
+	for name in train bench mlflow paddlex; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
 	$(COMPILE) pyproject.toml requirements/qreader.in --extra qr-decoder $(QREADER_WITHOUT) -o requirements/qreader.txt
 
 train: .venv-train/installed  ## the models again, from CIFAR-10; DATA=file (a local copy) SEED=n EPOCHS=n

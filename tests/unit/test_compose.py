@@ -303,6 +303,37 @@ def test_engines_of_ocr_worker_run_into_their_ceiling_before_the_container_into_
     assert worker["environment"]["MESH_INGEST_URL"] == f"http://ingest-api:{HTTP_PORTS['ingest-api']}"
 
 
+def test_paddlex_s_server_is_locked_up_like_the_others_and_asked_by_ocr_worker() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.paddlex.yml").read_text())["services"]
+    server, worker = services["paddlex"], services["ocr-worker"]
+    for name in ("read_only", "cap_drop", "security_opt", "init", "logging", "restart"):
+        assert server[name] == SERVICES["ocr-worker"][name], name
+    assert "ports" not in server
+    assert set(worker["environment"]) <= {f"MESH_{field.upper()}" for field in Settings.model_fields}
+    assert worker["environment"]["MESH_OCR_ENGINE"] == "paddlex"
+    stage = DOCKERFILE.split(f" AS {server['build']['target']}\n")[1].split("\nFROM ")[0]
+    assert "USER ${MESH_UID}:${MESH_UID}" in stage
+    assert "source=requirements/paddlex.txt" in DOCKERFILE
+    # The first design's command, with the pipeline from a file and for other containers too.
+    command = json.loads(stage.split("CMD ")[1].splitlines()[0])
+    assert [command[0], command[1], *command[-4:]] == [
+        "paddlex",
+        "--serve",
+        "--port",
+        "8080",
+        "--device",
+        "cpu",
+    ]
+    (mount,) = server["volumes"]
+    folder = mount.split(":")[-2]
+    pipeline = yaml.safe_load((ROOT / "deploy/paddlex/OCR.yaml").read_text())
+    assert pipeline["pipeline_name"] == "OCR"
+    for module in pipeline["SubModules"].values():
+        assert str(Path("/app/paddlex") / module["model_dir"]).startswith(f"{folder}/"), (
+            "nothing is downloaded"
+        )
+
+
 @pytest.mark.parametrize(
     ("files", "more"),
     [
@@ -310,8 +341,9 @@ def test_engines_of_ocr_worker_run_into_their_ceiling_before_the_container_into_
         (["docker-compose.fourth.yml"], {"classifier-night"}),
         (["docker-compose.qreader.yml"], set()),
         (["docker-compose.ocr-replicas.yml"], set()),
+        (["docker-compose.paddlex.yml"], {"paddlex"}),
     ],
-    ids=["alone", "fourth", "qreader", "ocr-replicas"],
+    ids=["alone", "fourth", "qreader", "ocr-replicas", "paddlex"],
 )
 def test_compose_reads_the_files(files: list[str], more: set[str], tmp_path: Path) -> None:
     if shutil.which("docker") is None or shutil.which("make") is None:
