@@ -26,7 +26,6 @@ NAME: Final = "rapidocr"
 
 _DETECTOR: Final = "PP-OCRv6_det_small.onnx"
 _RECOGNISER: Final = "PP-OCRv6_rec_small.onnx"
-_CLASSIFIER: Final = "ch_ppocr_mobile_v2.0_cls_mobile.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,6 @@ class RapidOcr:
         self.language = language
         self._settings = settings or Settings()
         self._detector = models.session_of(models.loaded(models.bundled(_DETECTOR)), threads)
-        self._classifier = models.session_of(models.loaded(models.bundled(_CLASSIFIER)), threads)
         recogniser = models.loaded(models.bundled(_RECOGNISER))
         self._characters = models.only(recogniser, alphabet.__contains__)
         self._recogniser = models.session_of(recogniser, threads)
@@ -80,14 +78,13 @@ class RapidOcr:
         clock.ended("detect")
         boxes = boxes[reading_order(boxes)]
         crops = crops_of(seen, boxes)
-        if upright.is_on_its_head(self._classifier, crops, self._recognised):
-            quarters += 2
-            boxes = upright.turned_back(boxes, 2, seen.shape[1], seen.shape[0])
-            seen = upright.turned(seen, 2)
-            boxes = boxes[reading_order(boxes)]
-            crops = crops_of(seen, boxes)
         clock.ended("crop")
         texts = self._recognised(crops)
+        if upright.is_on_its_head(crops, texts, self._recognised):
+            quarters += 2
+            boxes = upright.turned_over(boxes, seen.shape[1], seen.shape[0])
+            boxes = boxes[reading_order(boxes)]
+            texts = self._recognised(crops_of(upright.turned(seen, 2), boxes))
         height, width = page.shape[:2]
         places = upright.turned_back(boxes, quarters, width, height)
         lines = [

@@ -1,29 +1,28 @@
 """Which way up a page is.
 
-Two looks, the cheap one first: when most of the text runs up or down, the page lies on its side. Then a
-network says of a few lines whether they stand on their head, and only if it thinks so, the recogniser reads
-them both ways; what makes sense to it is right.
+When most of the text runs up or down, the page lies on its side. Whether it stands on its head the recogniser
+knows: it is less sure of such lines. Only then it reads some of them the other way round, and what it is
+surer of is right. The network for this that comes with rapidocr would have to be asked about every page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ocr_worker.domain.detection import Boxes, run_upright
 from ocr_worker.domain.engine import PageImage
-from ocr_worker.domain.recognition import HEIGHT, LineImage, Recognised
+from ocr_worker.domain.recognition import LineImage, Recognised
 
-# Lines that are asked; the longest, since a short one may read alike both ways ("SOS").
-ASKED: Final = 8
+# Mean confidence from which on a page is taken as it is. Clean pages have 0.97 and more, pages on their head
+# less than 0.85.
+_SURE: Final = 0.9
 
-# The classifier's picture, and its output for a line on its head.
-_WIDTH: Final = 192
-_ON_ITS_HEAD: Final = 1
+# Lines that are read the other way round; the longest, since a short one may read alike both ways (SOS).
+_ASKED: Final = 8
 
 
 def lies_on_its_side(boxes: Boxes) -> bool:
@@ -34,19 +33,26 @@ def lies_on_its_side(boxes: Boxes) -> bool:
 
 
 def is_on_its_head(
-    classifier: Any, lines: Sequence[LineImage], read: Callable[[Sequence[LineImage]], Sequence[Recognised]]
+    lines: Sequence[LineImage],
+    texts: Sequence[Recognised],
+    read: Callable[[Sequence[LineImage]], Sequence[Recognised]],
 ) -> bool:
-    """Whether the page that these lines are from is upside down."""
-    asked = sorted(lines, key=lambda line: -line.shape[1])[:ASKED]
-    if not _may_be(classifier, asked):
+    """Whether the page is upside down. lines: all of it. texts: what was read of them."""
+    if not lines or _sureness(texts) >= _SURE:
         return False
-    turned = [np.ascontiguousarray(line[::-1, ::-1]) for line in asked]
-    return _sense(read(turned)) > _sense(read(asked))
+    asked = sorted(range(len(lines)), key=lambda at: -lines[at].shape[1])[:_ASKED]
+    other_way = read([np.ascontiguousarray(lines[at][::-1, ::-1]) for at in asked])
+    return _sureness(other_way) > _sureness([texts[at] for at in asked])
 
 
 def turned(page: PageImage, quarters: int) -> PageImage:
     """The page turned clockwise by so many quarters."""
     return np.ascontiguousarray(np.rot90(page, -quarters))
+
+
+def turned_over(boxes: Boxes, width: int, height: int) -> Boxes:
+    """The boxes of a page of that size when it is turned by two quarters: the last corners come first."""
+    return np.roll(turned_back(boxes, 2, width, height), 2, axis=1)
 
 
 def turned_back(points: NDArray[np.float32], quarters: int, width: int, height: int) -> NDArray[np.float32]:
@@ -65,22 +71,7 @@ def turned_back(points: NDArray[np.float32], quarters: int, width: int, height: 
     return np.stack((x, y), axis=-1)
 
 
-def _may_be(classifier: Any, lines: Sequence[LineImage]) -> bool:
-    """Whether the classifier takes half of the lines and more for upside down."""
-    if not lines:
-        return False
-    fed = np.zeros((len(lines), 3, HEIGHT, _WIDTH), np.float32)
-    for at, line in enumerate(lines):
-        width = min(line.shape[1], _WIDTH)
-        fed[at, :, :, :width] = cv2.dnn.blobFromImage(
-            np.ascontiguousarray(line[:, :width]), 1 / 127.5, mean=(127.5, 127.5, 127.5), swapRB=True
-        )[0]
-    said = classifier.run(None, {"x": fed})[0].argmax(axis=1)
-    return 2 * int(np.count_nonzero(said == _ON_ITS_HEAD)) >= len(lines)
-
-
-def _sense(texts: Sequence[Recognised]) -> float:
-    """How sure the recogniser is, weighted by how much it read."""
-    return sum(text.confidence * len(text.text) for text in texts) / max(
-        1, sum(len(text.text) for text in texts)
-    )
+def _sureness(texts: Sequence[Recognised]) -> float:
+    """Mean confidence of the characters, 0 to 1."""
+    characters = sum(len(text.text) for text in texts)
+    return sum(text.confidence * len(text.text) for text in texts) / max(1, characters)
