@@ -23,7 +23,7 @@ from visionmesh.errors import Rejected, Unavailable
 from visionmesh.isolated import resident
 from visionmesh.ocr_document import TextLine
 
-CHOICE = EngineChoice("double", "es+en", 1, "")
+CHOICE = EngineChoice("double", "es+en", 1)
 
 WIDTH, HEIGHT = 300, 120
 
@@ -85,7 +85,7 @@ def misbehave(text: str) -> None:
     elif what == "bug":
         raise KeyError("a bug")
     elif what == "keep":
-        _kept.append(os.urandom(1024 * 1024) * int(argument))
+        _kept.append(b"\1" * (1024 * 1024 * int(argument)))
     elif what == "wait":
         while not Path(argument).exists():
             time.sleep(0.01)

@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import cv2
+import numpy as np
 import urllib3
 from urllib3.exceptions import HTTPError
 
 from ocr_worker.domain import PageImage, PageText
+from ocr_worker.domain.reading_order import reading_order
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.ocr_document import TextLine
 
@@ -71,9 +73,10 @@ class PaddleX:
 
 
 def _lines(pruned: Mapping[str, Any]) -> list[TextLine]:
-    polygons = pruned.get("rec_polys") or pruned["dt_polys"]
-    return [
-        TextLine(text, tuple((float(x), float(y)) for x, y in polygon), float(score))
-        for text, score, polygon in zip(pruned["rec_texts"], pruned["rec_scores"], polygons, strict=True)
-        if text.strip()
+    """In the mesh's own order, so that engines are told apart by what they read."""
+    boxes = np.array(pruned["rec_polys"], np.float32).reshape(-1, 4, 2)
+    lines = [
+        TextLine(text, tuple((float(x), float(y)) for x, y in box), float(score))
+        for text, score, box in zip(pruned["rec_texts"], pruned["rec_scores"], boxes, strict=True)
     ]
+    return [lines[at] for at in reading_order(boxes) if lines[at].text.strip()]

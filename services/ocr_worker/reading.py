@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -37,7 +38,8 @@ class EngineChoice:
     name: str
     language: str
     threads: int
-    paddlex_url: str
+    paddlex_url: str = ""
+    paddle_models: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,6 +204,10 @@ class Settings(BaseSettings):
     ocr_paddlex_url: str = Field(
         default="http://127.0.0.1:8080", description="where `paddlex --serve --pipeline OCR` listens"
     )
+    ocr_paddle_models: Path | None = Field(
+        default=None,
+        description="folder of the models of the engine `paddleocr`; it downloads its own when absent",
+    )
     ingest_url: str = Field(
         default="http://127.0.0.1:8001", description="where ingest-api listens, for POST /process"
     )

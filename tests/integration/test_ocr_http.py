@@ -46,7 +46,7 @@ class Service:
 @pytest.fixture(scope="module")
 def isolated() -> Iterator[Isolated[Asked, Answer]]:
     with Isolated(
-        read_by_double, deadline_seconds=5, memory_bytes=1024 * MEBIBYTE, processes=2, preload=(DOMAIN,)
+        read_by_double, deadline_seconds=10, memory_bytes=1024 * MEBIBYTE, processes=2, preload=(DOMAIN,)
     ) as isolated:
         yield isolated
 
