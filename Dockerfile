@@ -158,7 +158,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --require-hashes -r /tmp/requirements.txt
 
 FROM paddlex-dependencies AS paddlex
-COPY deploy/paddlex /app/paddlex
+COPY deploy/paddlex/OCR.yaml /app/paddlex/
 WORKDIR /app/paddlex
 USER ${MESH_UID}:${MESH_UID}
 ENV HOME=/tmp \
