@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -176,9 +176,18 @@ class _Callers:
 
     async def read(self, data: bytes) -> OcrDocument | None:
         """None when the deadline passes first; a document whose turn had not come is then not read at all."""
+        loop = asyncio.get_running_loop()
+
+        def ended(_: Future[OcrDocument]) -> None:
+            # After the last request of the process nobody counts any more.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._move, -1)
+
         self._move(1)
-        job = asyncio.get_running_loop().run_in_executor(self._threads, self._read, data)
-        job.add_done_callback(lambda _: self._move(-1))
+        reading = self._threads.submit(self._read, data)
+        # Who is told that it took too long may leave an engine behind that still reads.
+        reading.add_done_callback(ended)
+        job = asyncio.wrap_future(reading)
         await asyncio.wait([job], timeout=self._terms.deadline_seconds)
         if not job.done():
             job.cancel()

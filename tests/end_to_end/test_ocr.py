@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
+import pypdfium2
 import pytest
 from PIL import Image, ImageDraw
 
@@ -152,6 +153,17 @@ def test_what_was_read_is_found_and_shown(mesh: RunningMesh) -> None:
     assert (shown.status_code, shown.headers["content-type"]) == (200, "image/png")
     colours = Image.open(io.BytesIO(shown.content)).convert("RGB").getcolors(1 << 24)
     assert any(green > red for _, (red, green, _) in colours or ()), "the outlines of a black and white page"
+
+
+def test_a_document_can_be_downloaded_with_its_text(mesh: RunningMesh) -> None:
+    answer = mesh.http.post("/upload?tasks=ocr", files={"file": ("p.pdf", pdf("Signed copy"))})
+    found = read(mesh, answer.json()["image_id"])
+    links = answer.json()["links"]
+    assert mesh.http.get(links["text"]).text == found["ocr"]["text"] == "Signed copy"
+    made = mesh.http.get(links["searchable_pdf"], timeout=60)
+    assert made.status_code == 200, made.text
+    with pypdfium2.PdfDocument(made.content) as document:
+        assert document[0].get_textpage().get_text_range().split() == ["Signed", "copy"]
 
 
 def test_metrics_for_people_and_for_prometheus(mesh: RunningMesh) -> None:
