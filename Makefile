@@ -11,6 +11,8 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --
 # What qreader asks for and does not need: the OpenCV with windows, which would overwrite the one without, and
 # torch's compiler.
 QREADER_WITHOUT = --no-emit-package opencv-python --no-emit-package triton
+# PaddleX brings an OpenCV of its own, which the service runs with as well.
+PADDLEOCR_WITHOUT = --no-emit-package opencv-python-headless
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-native bench lint lock train train-baseline env up
@@ -51,6 +53,8 @@ lock: install  ## the locks again, from pyproject.toml (requirements/*.txt)
 	$(COMPILE) pyproject.toml --extra dev --no-emit-package visionmesh -o requirements/dev.txt
 	for name in train bench mlflow paddlex; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
 	$(COMPILE) pyproject.toml requirements/qreader.in --extra qr-decoder $(QREADER_WITHOUT) -o requirements/qreader.txt
+	$(COMPILE) pyproject.toml requirements/paddleocr.in --extra ocr-worker $(PADDLEOCR_WITHOUT) \
+		--override requirements/paddleocr-overrides.txt -o requirements/paddleocr.txt
 
 train: .venv-train/installed  ## the models again, from CIFAR-10; DATA=file (a local copy) SEED=n EPOCHS=n
 	PYTHONPATH=shared:services:models .venv-train/bin/python -m training $(if $(DATA),--data $(DATA)) \
@@ -66,8 +70,8 @@ train-baseline: .venv-train/installed  ## a plain ResNet-20 to compare with; DAT
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes $(PIP_OPTIONS) -r $<
 	@touch $@
 
-# Its lock leaves out what QREADER_WITHOUT names.
-.venv-qreader/installed: PIP_OPTIONS = --no-deps
+# Their locks leave out what QREADER_WITHOUT and PADDLEOCR_WITHOUT name.
+.venv-qreader/installed .venv-paddleocr/installed: PIP_OPTIONS = --no-deps
 
 env: .env  ## .env with fresh passwords for compose; one that exists stays as it is
 
