@@ -128,10 +128,14 @@ def _share_row(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
 
 
 def _follows_in_row(before: TextLine, line: TextLine) -> bool:
-    one, other = _bounds_of(before), _bounds_of(line)
+    """As seen along the line before, for the page may lie on its side."""
+    corners = np.array(before.polygon)
+    along = corners[1] - corners[0]
+    along = along / max(float(np.hypot(*along)), 1.0)
+    axes = np.stack((along, (-along[1], along[0])), axis=1)
+    one, other = _bounds(corners @ axes), _bounds(np.array(line.polygon) @ axes)
     return bool(other[0] > (one[0] + one[2]) / 2) and _share_row(one, other)
 
 
-def _bounds_of(line: TextLine) -> NDArray[np.float64]:
-    polygon = np.array(line.polygon)
-    return np.concatenate((polygon.min(axis=0), polygon.max(axis=0)))
+def _bounds(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.concatenate((points.min(axis=0), points.max(axis=0)))
