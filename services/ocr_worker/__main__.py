@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from ocr_worker.load import GroupLag, Tally
 from ocr_worker.reading import DOMAIN, EngineChoice, Reader, read_one
 from ocr_worker.step import make_step
 from visionmesh.database import Database
+from visionmesh.errors import Unavailable
 from visionmesh.isolated import Isolated
 from visionmesh.object_store import S3ObjectStore
 from visionmesh.observability import logs
@@ -75,7 +77,9 @@ def serve(settings: Settings) -> int:
         reader = Reader(
             isolated, engine_choice(settings), processes=processes, max_pages=settings.ocr_max_pages
         )
-        reader.warm_up()
+        # A server that an engine asks may come later: documents wait for it.
+        with suppress(Unavailable):
+            reader.warm_up()
         read = Tally(reader)
         worker = Worker.from_settings(
             SERVICE,
