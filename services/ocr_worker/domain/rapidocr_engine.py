@@ -18,6 +18,7 @@ from ocr_worker.domain.alphabet import Alphabet
 from ocr_worker.domain.crops import crops_of
 from ocr_worker.domain.detection import NO_BOXES, Boxes, Detection, detect, heights_of
 from ocr_worker.domain.engine import OnePageAtATime, PageImage, PageText
+from ocr_worker.domain.letters import LETTERS
 from ocr_worker.domain.reading_order import reading_order
 from ocr_worker.domain.recognition import LineImage, Recognised, recognise
 from visionmesh.ocr_document import TextLine
@@ -64,6 +65,10 @@ class RapidOcr:
         self._detector = models.session_of(models.loaded(models.bundled(_DETECTOR)), threads)
         recogniser = models.loaded(models.bundled(_RECOGNISER))
         self._characters = models.only(recogniser, alphabet.__contains__)
+        for letter, weights in LETTERS.items():
+            if letter in alphabet:
+                models.with_letter(recogniser, weights)
+                self._characters.append(letter)
         self._recogniser = models.session_of(recogniser, threads)
         self._one = OnePageAtATime()
 

@@ -150,7 +150,20 @@ def joined(attributes: dict[str, Any], *parts: Any) -> Any:
 
 
 def reshaped(_: dict[str, Any], x: Any, shape: Any) -> Any:
-    return x.reshape(shape) if isinstance(x, np.ndarray) else paddle.reshape(x, shape)
+    if isinstance(x, np.ndarray):
+        return x.reshape(shape)
+    return paddle.reshape(x, [int(side) for side in shape] if isinstance(shape, np.ndarray) else shape)
+
+
+def constant(attributes: dict[str, Any]) -> Any:
+    values = numpy_helper.to_array(attributes["value"])
+    return paddle.to_tensor(values) if values.dtype == np.float32 else values
+
+
+def squeezed(attributes: dict[str, Any], x: Any) -> Any:
+    if isinstance(x, np.ndarray):
+        return x.squeeze(tuple(attributes["axes"]))
+    return paddle.squeeze(x, attributes["axes"])
 
 
 def unsqueezed(attributes: dict[str, Any], x: Any) -> Any:
@@ -175,7 +188,7 @@ OPERATORS: dict[str, Any] = {
     "ConvTranspose": lambda attributes, x, weights, bias=None: functional.conv2d_transpose(
         x, weights, bias, stride=attributes["strides"], padding=padding(attributes)
     ),
-    "Constant": lambda attributes: numpy_helper.to_array(attributes["value"]),
+    "Constant": constant,
     "Div": lambda _, a, b: a / b,
     "Erf": lambda _, x: paddle.erf(x),
     "AveragePool": lambda attributes, x: functional.avg_pool2d(
@@ -209,7 +222,7 @@ OPERATORS: dict[str, Any] = {
     "Slice": sliced,
     "Softmax": lambda attributes, x: functional.softmax(x, attributes["axis"]),
     "Sqrt": lambda _, x: paddle.sqrt(x),
-    "Squeeze": lambda attributes, x: paddle.squeeze(x, attributes["axes"]),
+    "Squeeze": squeezed,
     "Sub": lambda _, a, b: a - b,
     "Transpose": lambda attributes, x: paddle.transpose(x, attributes["perm"]),
     "Unsqueeze": unsqueezed,
