@@ -172,7 +172,8 @@ def unsqueezed(attributes: dict[str, Any], x: Any) -> Any:
     return paddle.unsqueeze(x, attributes["axes"])
 
 
-def sliced(_: dict[str, Any], x: Any, starts: Any, ends: Any, axes: Any) -> Any:
+def sliced(_: dict[str, Any], x: Any, starts: Any, ends: Any, axes: Any, steps: Any = (1,)) -> Any:
+    assert all(step == 1 for step in steps)
     to = [min(int(end), 2**31 - 1) for end in ends]
     return paddle.slice(x, [int(axis) for axis in axes], [int(start) for start in starts], to)
 
