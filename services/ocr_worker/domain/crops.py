@@ -18,6 +18,8 @@ _WIDEST: Final = 3200
 
 def crops_of(page: PageImage, boxes: Boxes) -> list[LineImage]:
     """A picture of each box. Text that runs up is turned to the right; the page is upright by now."""
+    if not len(boxes):
+        return []
     upright = run_upright(boxes)
     pages = {1: page}
     crops = []
