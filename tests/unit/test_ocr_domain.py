@@ -128,6 +128,14 @@ def test_a_space_that_the_network_leaned_to_is_written_once() -> None:
     assert decoded(said("_a", CHARACTERS, leaning={0: 0.4}), CHARACTERS).text == "a"
 
 
+def test_an_opening_mark_that_nothing_closes_is_a_mistake() -> None:
+    characters = [*CHARACTERS, "!", "¡"]
+    assert decoded(said("¡_ola!", characters), characters).text == "¡ola!"
+    unclosed = said("¡_ola", characters)
+    unclosed[0, characters.index("l")] = 0.05
+    assert decoded(unclosed, characters).text == "lola"
+
+
 def test_a_batch_holds_lines_that_are_filled_up_to_one_width() -> None:
     widths = [100, 33, 500, 120, 64, 97]
     found = list(batches(widths))

@@ -25,6 +25,10 @@ _TOGETHER: Final = 8
 
 _BLANK: Final = 0
 
+# Worn print has specks that look like the opening mark (see `letters`), but no closing one behind them.
+_OPENING: Final = "¡"
+_CLOSING: Final = "!"
+
 # From which on a space is written. Spaces are narrow beside characters, and where printers leave little room
 # the network prefers a blank; at 0.1, a quarter of those that were missed on receipts come back.
 _SPACE: Final = 0.1
@@ -67,7 +71,20 @@ def batches(widths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def decoded(probabilities: NDArray[np.float32], characters: Sequence[str]) -> Recognised:
-    """The text of one line. probabilities: float32 [steps, characters], the first of them CTC's blank."""
+    """The text of one line. probabilities: float32 [steps, characters], the first of them CTC's blank.
+
+    A mark that opens what nothing closes behind it is taken for a mistake, and the line read without it.
+    """
+    read = _said(probabilities, characters)
+    _, mark, behind = read.text.rpartition(_OPENING)
+    if not mark or _CLOSING in behind:
+        return read
+    without = probabilities.copy()
+    without[:, characters.index(_OPENING)] = 0
+    return _said(without, characters)
+
+
+def _said(probabilities: NDArray[np.float32], characters: Sequence[str]) -> Recognised:
     best = probabilities.argmax(axis=1)
     said = best != _BLANK
     said[1:] &= best[1:] != best[:-1]
