@@ -45,6 +45,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/qreader.txt,target=/tmp/requirements.txt \
     pip install --no-deps --require-hashes --only-binary :all: -r /tmp/requirements.txt
 
+FROM base AS ocr-worker-dependencies
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/ocr-worker.txt,target=/tmp/requirements.txt \
+    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+
 FROM base AS edge-publisher-dependencies
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/edge-publisher.txt,target=/tmp/requirements.txt \
@@ -117,6 +122,17 @@ ENV MESH_HTTP_PORT=8008 \
 EXPOSE 8008
 CMD ["python", "-m", "qr_decoder"]
 
+# The networks come with the package rapidocr; only what they are read with is the mesh's own.
+FROM ocr-worker-dependencies AS ocr-worker
+COPY shared /app/shared
+COPY services/ocr_worker /app/services/ocr_worker
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+USER ${MESH_UID}:${MESH_UID}
+ENV MESH_HTTP_PORT=8500 \
+    MALLOC_TRIM_THRESHOLD_=131072
+EXPOSE 8500
+CMD ["python", "-m", "ocr_worker"]
+
 # The queue is in a volume, which takes over the owner of the folder that it is mounted on.
 FROM edge-publisher-dependencies AS edge-publisher
 COPY shared /app/shared
@@ -161,3 +177,25 @@ COPY deploy/mlflow /app/deploy/mlflow
 USER ${MESH_UID}:${MESH_UID}
 EXPOSE 5000
 CMD ["mlflow", "server", "--host", "0.0.0.0", "--port", "5000", "--workers", "1", "--serve-artifacts"]
+
+
+# PaddleX's server of its pipeline OCR (docker-compose.paddlex.yml). Its OpenCV wants the libraries of a screen.
+# Models are no part of the image: they lie in a folder that is mounted.
+FROM base AS paddlex-dependencies
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    libgl1 libglib2.0-0 libgomp1
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/paddlex.txt,target=/tmp/requirements.txt \
+    pip install --require-hashes -r /tmp/requirements.txt
+
+FROM paddlex-dependencies AS paddlex
+COPY deploy/paddlex/OCR.yaml /app/paddlex/
+WORKDIR /app/paddlex
+USER ${MESH_UID}:${MESH_UID}
+ENV HOME=/tmp \
+    PADDLE_PDX_CACHE_HOME=/tmp/paddlex \
+    PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK=True
+EXPOSE 8080
+CMD ["paddlex", "--serve", "--pipeline", "OCR.yaml", "--host", "0.0.0.0", "--port", "8080", "--device", "cpu"]

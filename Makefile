@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
-SERVICE_LOCKS := ingest-api feature-extractor classifier qr-decoder edge-publisher sensor-sink
+SERVICE_LOCKS := ingest-api feature-extractor classifier qr-decoder ocr-worker edge-publisher sensor-sink
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links
 # What qreader asks for and does not need: the OpenCV with windows, which would overwrite the one without, and
 # torch's compiler.
 QREADER_WITHOUT = --no-emit-package opencv-python --no-emit-package triton
+# PaddleX brings an OpenCV of its own, which the service runs with as well.
+PADDLEOCR_WITHOUT = --no-emit-package opencv-python-headless
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-native bench lint lock train train-baseline train-locator env up
@@ -49,8 +51,10 @@ lint: install  ## style, types, import rules
 lock: install  ## the locks again, from pyproject.toml (requirements/*.txt)
 	for name in $(SERVICE_LOCKS); do $(COMPILE) pyproject.toml --extra $$name -o requirements/$$name.txt || exit; done
 	$(COMPILE) pyproject.toml --extra dev --no-emit-package visionmesh -o requirements/dev.txt
-	for name in train bench mlflow; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
+	for name in train bench mlflow paddlex; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
 	$(COMPILE) pyproject.toml requirements/qreader.in --extra qr-decoder $(QREADER_WITHOUT) -o requirements/qreader.txt
+	$(COMPILE) pyproject.toml requirements/paddleocr.in --extra ocr-worker $(PADDLEOCR_WITHOUT) \
+		--override requirements/paddleocr-overrides.txt -o requirements/paddleocr.txt
 
 train: .venv-train/installed  ## the models again, from CIFAR-10; DATA=file (a local copy) SEED=n EPOCHS=n
 	PYTHONPATH=shared:services:models .venv-train/bin/python -m training $(if $(DATA),--data $(DATA)) \
@@ -71,8 +75,8 @@ train-locator: .venv-train/installed  ## a locator of QR codes from drawn pictur
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes $(PIP_OPTIONS) -r $<
 	@touch $@
 
-# Its lock leaves out what QREADER_WITHOUT names.
-.venv-qreader/installed: PIP_OPTIONS = --no-deps
+# Their locks leave out what QREADER_WITHOUT and PADDLEOCR_WITHOUT name.
+.venv-qreader/installed .venv-paddleocr/installed: PIP_OPTIONS = --no-deps
 
 env: .env  ## .env with fresh passwords for compose; one that exists stays as it is
 

@@ -14,7 +14,10 @@ from ingest_api.annotated import Draw, annotated_routes
 from ingest_api.http import result_routes, upload_routes
 from ingest_api.intake import Intake
 from ingest_api.outbox import Announcer, Outbox
+from ingest_api.search import search_routes
+from ingest_api.searchable_pdf import searchable_pdf
 from ingest_api.sensors import sensor_routes
+from ingest_api.text import MakePdf, text_routes
 from visionmesh.consensus import Fitted
 from visionmesh.database import Database
 from visionmesh.drawing import draw_on
@@ -40,6 +43,9 @@ PORT: Final = 8001
 # Within the shutdown budget of the process: what is not acknowledged by then stays in the outbox.
 _OUTBOX_STOP_SECONDS: Final = 3.0
 
+# Laying text over 200 pages takes a tenth of this.
+_PDF_SECONDS: Final = 60.0
+
 
 def compose(
     settings: Settings,
@@ -47,6 +53,7 @@ def compose(
     store: ObjectStore,
     publisher: Announcer,
     draw: Draw,
+    make_pdf: MakePdf,
     database_check: Check,
     fitted: Fitted | None = None,
     sensors: Sensors | None = None,
@@ -83,6 +90,8 @@ def compose(
     app.include_router(upload_routes(intake, max_files=settings.upload_max_files))
     awaited = classifiers(settings.extra_classifiers)
     app.include_router(result_routes(images, store, classifiers=awaited, fitted=fitted))
+    app.include_router(search_routes(images))
+    app.include_router(text_routes(images, store, make_pdf, max_bytes=settings.upload_max_bytes))
     app.include_router(annotated_routes(images, store, draw, max_bytes=settings.upload_max_bytes))
     if sensors is not None:
         app.include_router(sensor_routes(sensors))
@@ -106,19 +115,23 @@ def fitted_consensus(settings: Settings) -> Fitted | None:
 def serve(settings: Settings) -> int:
     configure(SERVICE, settings)
     fitted = fitted_consensus(settings)
-    # Its child is started by the first drawing that somebody asks for.
+    # Their children are started by the first drawing and the first PDF that somebody asks for.
     isolated = Isolated(
         draw_on,
         deadline_seconds=settings.isolated_deadline_seconds,
         memory_bytes=settings.isolated_memory_bytes,
     )
-    with Database.from_settings(settings) as database, closing(isolated):
+    pdfs = Isolated(
+        searchable_pdf, deadline_seconds=_PDF_SECONDS, memory_bytes=settings.isolated_memory_bytes
+    )
+    with Database.from_settings(settings) as database, closing(isolated), closing(pdfs):
         app = compose(
             settings,
             PostgresImages(database),
             S3ObjectStore.from_settings(settings),
             KafkaPublisher(settings),
             isolated.call,
+            pdfs.call,
             database.ping,
             fitted,
             PostgresSensors(database),

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote
 from uuid import UUID
 
-from visionmesh import images
+from visionmesh import images, ocr_document
 from visionmesh.consensus import METHOD, Fitted, agree
 from visionmesh.contracts import TASKS, is_image_id
 from visionmesh.errors import Rejected
@@ -31,6 +31,9 @@ _EXTENSIONS: Final[dict[str, str]] = {
     "image/avif": "avif",
     "application/pdf": "pdf",
 }
+
+# The largest that any worker takes, which is ocr-worker: a scan of 12,000 x 12,000.
+_LIMITS: Final = images.Limits(pixels=150_000_000)
 
 # How many bytes tell a media type (`images.media_type`).
 SNIFF_BYTES: Final = 64
@@ -128,7 +131,7 @@ def read_header(start: bytes, *, complete: bool) -> Header:
     if not images.is_decodable(media_type):
         return Header(media_type, extension, None, None)
     try:
-        info = images.probe(start)
+        info = images.probe(start, limits=_LIMITS)
     except Rejected as error:
         if complete or error.code == "too_many_pixels":
             raise
@@ -147,6 +150,8 @@ def links(image_id: str) -> dict[str, str]:
         "image": f"/images/{name}",
         "content": f"/images/{name}/content",
         "annotated": f"/images/{name}/annotated?task=qr",
+        "text": f"/images/{name}/text.txt",
+        "searchable_pdf": f"/images/{name}/text.pdf",
     }
 
 
@@ -245,6 +250,7 @@ def results_answer(
             "model": features.model,
         },
         "qr_codes": [as_json(code) for code in found.codes],
+        "ocr": None if found.document is None else ocr_document.as_json(found.document),
     }
 
 

@@ -221,8 +221,7 @@ def _upgrade(dsn: str) -> None:
     try:
         with engine.begin() as connection:
             config.attributes["connection"] = connection
-            # Two migrations may follow the same one and have nothing to do with each other.
-            alembic.command.upgrade(config, "heads")
+            alembic.command.upgrade(config, "head")
     except sqlalchemy.exc.DBAPIError as error:
         # SQLAlchemy wraps psycopg's errors; the rest of the mesh speaks psycopg's.
         if isinstance(error.orig, psycopg.Error):

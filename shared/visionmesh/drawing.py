@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from visionmesh import images
+from visionmesh.errors import Rejected
 
 _OUTLINE: Final = (0, 170, 0)
 _FIRST_CORNER: Final = (220, 0, 0)
@@ -27,7 +28,7 @@ _JPEG_QUALITY: Final = 90
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A polygon in a picture, x and y in pixels, and what is written beside it."""
+    """A polygon in a picture, x and y in pixels, and what is written beside it, if anything."""
 
     corners: tuple[tuple[float, float], ...]
     text: str
@@ -35,10 +36,15 @@ class Outline:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A picture file and what is drawn on it."""
+    """A picture file or a document, and what is drawn on one page of it, from 1.
+
+    width: pixels of the page that the outlines are given in. It is asked of a PDF alone, which has none.
+    """
 
     data: bytes
     outlines: tuple[Outline, ...]
+    page: int = 1
+    width: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,8 @@ def outlined(picture: NDArray[np.uint8], outlines: Sequence[Outline]) -> Image.I
         draw.polygon([*outline.corners], outline=_OUTLINE, width=width)
         x, y = outline.corners[0]
         draw.ellipse((x - 2 * width, y - 2 * width, x + 2 * width, y + 2 * width), fill=_FIRST_CORNER)
+        if not outline.text:
+            continue
         label = " ".join(outline.text.split())
         text = label if len(label) <= _LABEL else label[: _LABEL - 3] + "..."
         # Pillow's own font; what it has no shape for becomes a box, and nothing fails.
@@ -74,12 +82,12 @@ def outlined(picture: NDArray[np.uint8], outlines: Sequence[Outline]) -> Image.I
 
 
 def draw_on(asked: Asked) -> Drawn:
-    """The upright picture with its outlines: a JPEG when the file is one, else a PNG.
+    """The upright page with its outlines: a JPEG when the file is one, else a PNG.
 
-    Runs a native decoder on someone else's bytes, so it is made to be sent to a child process.
-    Raises `Rejected` with a code of `visionmesh.images`.
+    Runs native decoders on someone else's bytes, so it is made to be sent to a child process.
+    Raises `Rejected` with a code of `visionmesh.images`, and `corrupt_document` of a PDF.
     """
-    image = outlined(images.decode(asked.data, limits=LIMITS), asked.outlines)
+    image = outlined(_page(asked), asked.outlines)
     file = io.BytesIO()
     if images.media_type(asked.data[:64]) == "image/jpeg":
         image.save(file, "JPEG", quality=_JPEG_QUALITY)
@@ -87,3 +95,29 @@ def draw_on(asked: Asked) -> Drawn:
     # The fastest of its compressions: somebody waits.
     image.save(file, "PNG", compress_level=1)
     return Drawn(file.getvalue(), "image/png")
+
+
+def _page(asked: Asked) -> NDArray[np.uint8]:
+    if images.media_type(asked.data[:64]) == "application/pdf":
+        return _page_of_pdf(asked)
+    pages = images.pages(asked.data, at_most=LIMITS.pixels, limits=LIMITS, first=asked.page)
+    page = next(pages, None)
+    if page is None:
+        raise Rejected("not_found", f"The file has no page {asked.page}.")
+    return page.picture
+
+
+def _page_of_pdf(asked: Asked) -> NDArray[np.uint8]:
+    import pypdfium2
+
+    try:
+        with pypdfium2.PdfDocument(asked.data) as document:
+            page = document[asked.page - 1]
+            width, height = page.get_size()
+            scale = (asked.width or width) / width
+            if width * height * scale * scale > LIMITS.pixels:
+                raise Rejected("too_many_pixels", f"At most {LIMITS.pixels} pixels of a page are drawn on.")
+            bitmap = page.render(scale=scale, rev_byteorder=True)
+            return np.array(bitmap.to_numpy()[:, :, :3], dtype=np.uint8)
+    except (pypdfium2.PdfiumError, IndexError, ZeroDivisionError) as error:
+        raise Rejected("corrupt_document", f"Page {asked.page} of the PDF can't be drawn.") from error

@@ -67,6 +67,7 @@ _STATUS: Final = {
     "too_many_pixels": 413,
     "too_many_readings": 400,
     "truncated_body": 400,
+    "too_many_pages": 413,
     "unknown_task": 400,
     "unsupported_media_type": 415,
     "upload_stalled": 408,
@@ -91,12 +92,14 @@ def create_app(
     max_body_bytes: int | None = _MAX_BODY_BYTES,
     lifespan: Lifespan[FastAPI] | None = None,
     details: Callable[[], Mapping[str, Any]] = dict,
+    summary: Callable[[], Mapping[str, float]] | None = None,
 ) -> FastAPI:
     """An application with the routes and errors of every service, to which a service adds its own.
 
     checks: by the name that `/ready` shows; see `visionmesh.observability.health`.
     max_body_bytes: larger request bodies are answered 413; None for routes that count for themselves.
     details: what `/health` tells besides, at once; a `status` among it takes the place of `ok`.
+    summary: what `/metrics` tells who would rather have JSON.
     """
     app = FastAPI(title=service, lifespan=lifespan, redoc_url=None)
     readiness = Readiness(checks)
@@ -120,7 +123,9 @@ def create_app(
         )
 
     @app.get("/metrics", summary="Metrics for Prometheus")
-    def exposition() -> Response:
+    def exposition(request: Request) -> Response:
+        if summary is not None and _wanted(request) == "application/json":
+            return JSONResponse(dict(summary()))
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     app.add_exception_handler(Rejected, _on_rejected)
@@ -164,6 +169,11 @@ def decode_json(body: bytes, type_: type[T]) -> T:
         raise Rejected("invalid_request", f"{error}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected("invalid_json", _why_no_json(body, error)) from error
+
+
+def _wanted(request: Request) -> str:
+    """The media type that a client names first, in lower case and without parameters."""
+    return request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip().lower()
 
 
 def media_type_of(request: Request) -> str:

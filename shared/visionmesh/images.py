@@ -16,11 +16,12 @@ Nothing here protects against a decoder that hangs or crashes: for that, run it 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,18 @@ class ImageInfo:
     width: int
     height: int
     several: bool
+
+
+class Page(NamedTuple):
+    """One page of a file.
+
+    picture: uint8 [height, width, 3], upright RGB, perhaps smaller than the page.
+    width, height: of the whole page, upright, in its own pixels.
+    """
+
+    picture: NDArray[np.uint8]
+    width: int
+    height: int
 
 
 # The Pillow plugins that may look at a file of each media type. An allow-list: Pillow knows many more
@@ -180,6 +193,35 @@ def grey(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return picture if picture.ndim == 2 else np.asarray(Image.fromarray(picture).convert("L"))
 
 
+def page_count(data: bytes, *, limits: Limits = LIMITS) -> int:
+    """How many pages `pages` will give, by their headers. Raises `Rejected`."""
+    with _opened(data, limits) as image:
+        return _pages_in(image)
+
+
+def pages(data: bytes, *, at_most: int, limits: Limits = LIMITS, first: int = 1) -> Iterator[Page]:
+    """Every page of a TIFF, and of any other format the one picture that `decode` gives.
+
+    at_most: pixels beyond which a page is reduced by a whole factor, on the way where the format can.
+    first: the page to begin with, from 1. Raises `Rejected`, also between pages.
+    """
+    with _opened(data, limits) as image:
+        for number in range(first - 1, _pages_in(image)):
+            image.seek(number)
+            width, height = image.size
+            if width * height > limits.pixels:
+                raise _too_many_pixels(f"{width} x {height} pixels on page {number + 1}", limits)
+            factor = math.ceil(math.sqrt(width * height / at_most))
+            image.draft(None, (width // factor, height // factor))
+            upright = _upright(image)
+            if _orientation(image) in _SWAPS_SIDES:
+                width, height = height, width
+            left = math.ceil(math.sqrt(upright.width * upright.height / at_most))
+            # What is not grey or colours by channel (palettes, bilevel) has no mean of two pixels.
+            small = upright if left == 1 else _eight_bit(upright).reduce(left)
+            yield Page(np.asarray(_flat_rgb(_eight_bit(small))), width, height)
+
+
 def decode_to(data: bytes, size: int, *, limits: Limits = LIMITS) -> NDArray[np.uint8]:
     """The picture as a square thumbnail, uint8 [size, size, 3], upright RGB. Raises `Rejected`.
 
@@ -222,6 +264,11 @@ def _opened(data: bytes, limits: Limits) -> Iterator[Image.Image]:
     # Decoders raise whatever their author thought of: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
         raise _broken(name, error) from error
+
+
+def _pages_in(image: Image.Image) -> int:
+    """Only the frames of a TIFF are pages; those of other formats are a moving picture."""
+    return int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
 
 
 @cache

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 from visionmesh.errors import Rejected, Unavailable
-from visionmesh.isolated_child import NO_MEMORY, Begin, Outcome
+from visionmesh.isolated_child import NO_MEMORY, Begin, Outcome, resident
 from visionmesh.observability import metrics
 
 T = TypeVar("T")
@@ -61,15 +61,20 @@ class Isolated(Generic[T, R]):
         memory_bytes: int,
         processes: int = 1,
         calls_per_child: int = _CALLS_PER_CHILD,
+        resident_bytes: int | None = None,
         preload: Sequence[str] = (),
     ) -> None:
         """deadline_seconds: longest one call may take, from when a child takes it up.
         memory_bytes: address space that a child may use beyond what it has at its start.
+        calls_per_child: how many calls it is kept for.
+        resident_bytes: a child that holds more of the machine's memory after a call is given no other one.
         preload: modules that every child has from its start, and that this process need not load.
         """
         begin = Begin(function, deadline_seconds, memory_bytes)
         self._deadline_seconds = deadline_seconds
-        self._places = [_Place(begin, tuple(preload), calls_per_child) for _ in range(processes)]
+        self._places = [
+            _Place(begin, tuple(preload), calls_per_child, resident_bytes) for _ in range(processes)
+        ]
         # The place that was used last is used next: its child is the warmest.
         self._free: LifoQueue[_Place] = LifoQueue()
         for place in self._places:
@@ -159,10 +164,13 @@ def _crashed() -> Rejected:
 class _Place:
     """Where one child is at a time. Used by one thread at a time, but for `close`."""
 
-    def __init__(self, begin: Begin, preload: tuple[str, ...], calls_per_child: int) -> None:
+    def __init__(
+        self, begin: Begin, preload: tuple[str, ...], calls_per_child: int, resident_bytes: int | None
+    ) -> None:
         self._begin = begin
         self._preload = preload
         self._calls_per_child = calls_per_child
+        self._resident_bytes = resident_bytes
         self._lock = Lock()
         self._in_use = Lock()
         self._closed = False
@@ -197,9 +205,15 @@ class _Place:
                 if self._closed:
                     raise _stopping() from error
                 raise
-            if child.calls >= self._calls_per_child:
+            if child.calls >= self._calls_per_child or self._has_grown(child):
                 self._replace(child)
             return outcome
+
+    def _has_grown(self, child: _Child) -> bool:
+        if self._resident_bytes is None or child.resident() <= self._resident_bytes:
+            return False
+        metrics.ISOLATED_RESTARTS.labels("grown").inc()
+        return True
 
     def _replace(self, child: _Child) -> None:
         """Ends a child and starts the next, whose imports are then under way when it is needed."""
@@ -248,6 +262,13 @@ class _Child:
 
     def has_ended(self) -> bool:
         return self._process.poll() is not None
+
+    def resident(self) -> int:
+        """Bytes of the machine's memory that it holds; none once it has ended."""
+        try:
+            return resident(self._process.pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
 
     def wait_until_ready(self) -> None:
         """Raises `Unavailable`: no item is to blame for a child that does not start."""

@@ -79,6 +79,17 @@ def serve(descriptor: int) -> None:
         _write(outcomes, _outcome(begin, item))
 
 
+def resident(process: int | None = None) -> int:
+    """Bytes of the machine's memory that a process holds; this one, unless another's id is given."""
+    return _memory("self" if process is None else str(process), 1)
+
+
+def _memory(process: str, column: int) -> int:
+    """One number of Linux's `statm`, in bytes: 0 is the address space, 1 what of it is resident."""
+    with open(f"/proc/{process}/statm") as file:
+        return int(file.read().split()[column]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _write(file: BinaryIO, data: bytes) -> None:
     file.write(data)
     file.flush()
@@ -87,9 +98,7 @@ def _write(file: BinaryIO, data: bytes) -> None:
 def _confine(memory_bytes: int) -> None:
     # A crash is expected here; a core file of every broken picture would fill the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with open("/proc/self/statm") as file:
-        pages = int(file.read().split()[0])
-    ceiling = pages * os.sysconf("SC_PAGE_SIZE") + memory_bytes
+    ceiling = _memory("self", 0) + memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
 
 

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -297,24 +298,40 @@ class PartitionOffsets:
         return max(0, self.high - max(self.low, self.committed or 0))
 
 
+class GroupOffsets:
+    """The offsets of a group, looked up again and again over the same connection; it joins nothing.
+
+    Not for two threads at once.
+    """
+
+    def __init__(self, settings: Settings, topic: str, group: str) -> None:
+        self._topic = topic
+        self._consumer = Consumer(client_config(settings) | {"group.id": group, "enable.auto.commit": False})
+
+    def read(self) -> list[PartitionOffsets]:
+        """Watermarks and committed offsets of every partition. Raises `Unavailable`."""
+        try:
+            metadata = self._consumer.list_topics(self._topic, timeout=5).topics[self._topic]
+            if metadata.error is not None:
+                raise unavailable(metadata.error)
+            partitions = [TopicPartition(self._topic, number) for number in sorted(metadata.partitions)]
+            found = []
+            for position in self._consumer.committed(partitions, timeout=5):
+                low, high = self._consumer.get_watermark_offsets(position, timeout=5)
+                committed = position.offset if position.offset >= 0 else None
+                found.append(PartitionOffsets(position.partition, low, high, committed))
+        except KafkaException as error:
+            raise unavailable(error.args[0]) from error
+        return found
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
 def partition_offsets(settings: Settings, topic: str, group: str) -> list[PartitionOffsets]:
     """Watermarks and committed offsets of every partition. Raises `Unavailable`."""
-    consumer = Consumer(client_config(settings) | {"group.id": group, "enable.auto.commit": False})
-    try:
-        metadata = consumer.list_topics(topic, timeout=5).topics[topic]
-        if metadata.error is not None:
-            raise unavailable(metadata.error)
-        partitions = [TopicPartition(topic, number) for number in sorted(metadata.partitions)]
-        found = []
-        for position in consumer.committed(partitions, timeout=5):
-            low, high = consumer.get_watermark_offsets(position, timeout=5)
-            committed = position.offset if position.offset >= 0 else None
-            found.append(PartitionOffsets(position.partition, low, high, committed))
-        return found
-    except KafkaException as error:
-        raise unavailable(error.args[0]) from error
-    finally:
-        consumer.close()
+    with closing(GroupOffsets(settings, topic, group)) as offsets:
+        return offsets.read()
 
 
 def create_topics(settings: Settings, *, wait_seconds: float = 60.0) -> list[str]:

@@ -54,6 +54,7 @@ SERVICES: Final = (
     Service("classifier-balanced", "classifier", 8005, {"MESH_CLASSIFIER": "balanced"}),
     Service("classifier-accurate", "classifier", 8004, {"MESH_CLASSIFIER": "accurate"}),
     Service("qr-decoder", "qr_decoder", 8008),
+    Service("ocr-worker", "ocr_worker", 8500),
     Service("edge-publisher", "edge_publisher", 8000, scalable=False),
     Service("sensor-sink", "sensor_sink", 8007),
 )
@@ -68,7 +69,9 @@ _EDGE: Final = {
 }
 
 # Those that answer with no model of the registry.
-_WITHOUT_SHADOW: Final = frozenset(("ingest-api", "qr-decoder", "edge-publisher", "sensor-sink"))
+_WITHOUT_SHADOW: Final = frozenset(
+    ("ingest-api", "qr-decoder", "ocr-worker", "edge-publisher", "sensor-sink")
+)
 
 # A model may have a colon in it: models:/night@champion.
 _CLASSIFIER = re.compile(
@@ -305,7 +308,8 @@ class Mesh:
         """
         self._connection = dict(environment)
         queue = {"EDGE_QUEUE_PATH": str(self._directory.resolve() / "edge" / "queue.db")}
-        inherited = {**_EDGE, **queue, **os.environ, **environment, "PYTHONUNBUFFERED": "1"}
+        own = {"PYTHONUNBUFFERED": "1", **self._own_addresses()}
+        inherited = {**_EDGE, **queue, **os.environ, **environment, **own}
         try:
             for replica in self.replicas:
                 replica.start(inherited)
@@ -313,6 +317,11 @@ class Mesh:
             yield
         finally:
             self.stop()
+
+    def _own_addresses(self) -> dict[str, str]:
+        """The settings by which services find each other."""
+        intake = [replica.url for replica in self.replicas if replica.service.name == "ingest-api"]
+        return {"MESH_INGEST_URL": intake[0]} if intake else {}
 
     def tend(self) -> None:
         """Restarts what ended; to be called a few times a second. Keeps `running.json` true."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar, cast
 
@@ -21,8 +21,11 @@ from psycopg.types.json import Jsonb
 from visionmesh.columns import IntegerColumn, RealColumn, TextColumn, integers, reals, texts
 from visionmesh.database import Connection, Database
 from visionmesh.errors import Rejected
+from visionmesh.ocr_document import OcrDocument, as_json, from_json
 from visionmesh.qr_code import Place, QrCode
+from visionmesh.search_text import HEADLINE, folded, for_spanish, places, question
 from visionmesh.sensors import ReadingsWriter, SensorReadingRow
+from visionmesh.topics import IMAGES
 
 OutcomeState = Literal["running", "done", "skipped", "failed"]
 
@@ -87,6 +90,14 @@ class QrCodesRow:
 
 
 @dataclass(frozen=True, slots=True)
+class OcrDocumentRow:
+    """Table `ocr_documents`, one per image: its text, coordinates to a tenth of a pixel."""
+
+    image_id: str
+    document: OcrDocument
+
+
+@dataclass(frozen=True, slots=True)
 class OutcomeRow:
     """Table `task_outcomes`, one per image and worker: what became of a piece of work.
 
@@ -105,6 +116,7 @@ Row = (
     | ShadowFeaturesRow
     | ShadowPredictionRow
     | QrCodesRow
+    | OcrDocumentRow
     | OutcomeRow
     | SensorReadingRow
 )
@@ -195,6 +207,7 @@ class ImageResults:
     """All that is known of an image. `image` is None when it never went through upload.
 
     predictions: ordered by classifier. outcomes: ordered by worker. codes: in the order of reading.
+    document: None when no text was looked for; one without text is there.
     """
 
     image: ImageRow | None
@@ -202,6 +215,29 @@ class ImageResults:
     predictions: tuple[StoredPrediction, ...]
     outcomes: tuple[StoredOutcome, ...]
     codes: tuple[QrCode, ...] = ()
+    document: OcrDocument | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDocument:
+    """A document that a search found.
+
+    rank: the higher the better, comparable within one search. places: where in its text the words that were
+    asked for begin and end; only of the first `HIGHLIGHTED` characters.
+    """
+
+    image_id: str
+    document: OcrDocument
+    created_at: datetime
+    rank: float
+    places: tuple[tuple[int, int], ...]
+
+
+# A place in a queue that is longer than this is told as this.
+COUNTED: Final = 10_000
+
+# How far into a document the words that were asked for are looked up again to be shown: 100 pages.
+HIGHLIGHTED: Final = 300_000
 
 
 class OutboxClaim(Protocol):
@@ -242,6 +278,24 @@ class Images(Protocol):
 
     def results(self, image_id: str) -> ImageResults | None:
         """All that is known of an image, or None when nothing is. What shadows found is not told."""
+
+    def outcome(self, image_id: str, worker: str) -> StoredOutcome | None:
+        """What became of one worker's work on an image, None as long as it has not begun."""
+
+    def document(self, image_id: str) -> OcrDocument | None:
+        """The text of an image, None when none was looked for."""
+
+    def waiting_before(self, image: ImageRow, worker: str, task: str) -> int:
+        """How many pictures that ask for `task` were stored before `image` and have not come to an end at
+        `worker`. No more are counted than `COUNTED`.
+        """
+
+    def search(self, text: str, *, limit: int, offset: int = 0) -> list[FoundDocument]:
+        """The documents with these words, in any of their forms, the best first, and then the newest.
+
+        text: as people type it: all words, `or` between alternatives, quotes around phrases, a minus before
+        what must not be there.
+        """
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -325,6 +379,15 @@ def storable_text(text: str | None) -> str | None:
     if text is None:
         return None
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def storable_document(document: OcrDocument) -> OcrDocument:
+    """`document` as Postgres can keep it."""
+    return replace(
+        document,
+        text=storable_text(document.text) or "",
+        lines=tuple(replace(line, text=storable_text(line.text) or "") for line in document.lines),
+    )
 
 
 class _Slices(Generic[R]):
@@ -452,6 +515,18 @@ _SAVE_QR_CODES: Final = f"""
         {", ".join(f"{name} = excluded.{name}" for name in _QR_CODE_COLUMNS)}
 """
 
+_SAVE_DOCUMENTS: Final = """
+    INSERT INTO ocr_documents (image_id, text, lines, pages, language, engine, seconds, search)
+    SELECT image_id, text, lines, pages, language, engine, seconds, search_vector(spanish, english)
+    FROM jsonb_to_recordset(%(documents)s) AS row (
+        image_id text, text text, lines jsonb, pages jsonb, language text, engine text, seconds jsonb,
+        spanish text, english text
+    )
+    ON CONFLICT (image_id) DO UPDATE SET
+        text = excluded.text, lines = excluded.lines, pages = excluded.pages, language = excluded.language,
+        engine = excluded.engine, seconds = excluded.seconds, search = excluded.search
+"""
+
 # An outcome that is written again keeps the time at which it first came about.
 _SAVE_OUTCOMES: Final = """
     INSERT INTO task_outcomes AS stored (image_id, worker, state, attempt, error, started_at, finished_at)
@@ -504,6 +579,7 @@ class PostgresResultStore:
         shadow_features = [row for row in rows if isinstance(row, ShadowFeaturesRow)]
         shadow_predictions = [row for row in rows if isinstance(row, ShadowPredictionRow)]
         qr_codes = [row for row in rows if isinstance(row, QrCodesRow)]
+        documents = [row for row in rows if isinstance(row, OcrDocumentRow)]
         outcomes = [row for row in rows if isinstance(row, OutcomeRow)]
         # The pipeline saves waiting for the answer to each statement before sending the next.
         with self._database.transaction() as connection, connection.pipeline():
@@ -523,6 +599,8 @@ class PostgresResultStore:
                 parameters = _qr_codes_parameters(qr_codes)
                 for statement in (_LOCK_QR_CODES, _SURPLUS_QR_CODES, _SAVE_QR_CODES):
                     connection.execute(statement, parameters)
+            if documents:
+                connection.execute(_SAVE_DOCUMENTS, _documents_parameters(documents))
             if outcomes:
                 connection.execute(_SAVE_OUTCOMES, _outcomes_parameters(outcomes))
 
@@ -606,6 +684,24 @@ def _qr_codes_parameters(rows: Iterable[QrCodesRow]) -> dict[str, Column | Jsonb
     }
 
 
+def _documents_parameters(rows: Iterable[OcrDocumentRow]) -> dict[str, Jsonb]:
+    rows = last_of_each(rows, lambda row: (row.image_id,))
+    documents = []
+    for row in rows:
+        told = as_json(storable_document(row.document))
+        words = folded(told["text"])
+        documents.append(
+            {
+                "image_id": row.image_id,
+                **{name: told[name] for name in ("text", "lines", "pages", "language", "engine")},
+                "seconds": told["seconds_by_stage"],
+                "spanish": for_spanish(words),
+                "english": words,
+            }
+        )
+    return {"documents": Jsonb(documents)}
+
+
 def _outcomes_parameters(rows: Iterable[OutcomeRow]) -> dict[str, Column]:
     rows = last_of_each(rows, lambda row: (row.image_id, row.worker))
     return {
@@ -669,9 +765,57 @@ _QR_CODES: Final = f"""
     SELECT {", ".join(_QR_CODE_COLUMNS)} FROM qr_codes WHERE image_id = %s ORDER BY number
 """
 
-_OUTCOMES: Final = """
-    SELECT image_id, worker, state, error, attempt, started_at, finished_at
-    FROM task_outcomes WHERE image_id = %s ORDER BY worker
+_OUTCOME_COLUMNS: Final = "image_id, worker, state, error, attempt, started_at, finished_at"
+
+_OUTCOMES: Final = f"""
+    SELECT {_OUTCOME_COLUMNS} FROM task_outcomes WHERE image_id = %s ORDER BY worker
+"""
+
+_OUTCOME: Final = f"SELECT {_OUTCOME_COLUMNS} FROM task_outcomes WHERE image_id = %s AND worker = %s"
+
+_DOCUMENT_COLUMNS: Final = "text, lines, pages, language, engine, seconds"
+
+_DOCUMENT: Final = f"SELECT {_DOCUMENT_COLUMNS} FROM ocr_documents WHERE image_id = %s"
+
+# What the topic no longer holds will never be done. The inner limit keeps a place in a long queue cheap.
+_WAITING_BEFORE: Final = """
+    SELECT count(*) FROM (
+        SELECT image_id FROM images
+        WHERE (created_at, image_id) < (%(created_at)s, %(image_id)s)
+            AND created_at > now() - make_interval(secs => %(seconds)s)
+            AND (tasks IS NULL OR %(task)s = ANY(tasks))
+        ORDER BY created_at DESC, image_id DESC LIMIT %(counted)s
+    ) AS before
+    WHERE NOT EXISTS (
+        SELECT FROM task_outcomes
+        WHERE task_outcomes.image_id = before.image_id AND worker = %(worker)s AND state <> 'running'
+    )
+"""
+
+# Headlines are made for the page that is shown alone, and once by each stemmer.
+_SEARCH: Final = f"""
+    SELECT image_id, {_DOCUMENT_COLUMNS}, created_at, rank FROM (
+        SELECT *, ts_rank(search, asked, 1) AS rank
+        FROM ocr_documents,
+            (
+                SELECT websearch_to_tsquery('pg_catalog.spanish', %(spanish)s)
+                    || websearch_to_tsquery('pg_catalog.english', %(english)s)
+            ) AS question (asked)
+        WHERE search @@ asked
+    ) AS found
+    ORDER BY rank DESC, created_at DESC, image_id LIMIT %(limit)s OFFSET %(offset)s
+"""
+
+_HEADLINES: Final = """
+    SELECT
+        ts_headline('pg_catalog.spanish', spanish, asked, %(options)s),
+        ts_headline('pg_catalog.english', english, asked, %(options)s)
+    FROM unnest(%(spanish_texts)s, %(english_texts)s) WITH ORDINALITY AS row (spanish, english, number),
+        (
+            SELECT websearch_to_tsquery('pg_catalog.spanish', %(spanish)s)
+                || websearch_to_tsquery('pg_catalog.english', %(english)s)
+        ) AS question (asked)
+    ORDER BY number
 """
 
 
@@ -731,7 +875,8 @@ class PostgresImages:
             features = connection.execute(_FEATURES, (image_id,)).fetchone()
             predictions = connection.execute(_PREDICTIONS, (image_id,)).fetchall()
             codes = connection.execute(_QR_CODES, (image_id,)).fetchall()
-        if image is None and features is None and not (predictions or codes or outcomes):
+            document = connection.execute(_DOCUMENT, (image_id,)).fetchone()
+        if not (image or features or predictions or codes or document or outcomes):
             return None
         return ImageResults(
             image=None if image is None else _image(image),
@@ -739,7 +884,52 @@ class PostgresImages:
             predictions=tuple(_prediction(row) for row in predictions),
             outcomes=tuple(_outcome(row) for row in outcomes),
             codes=tuple(_qr_code(row) for row in codes),
+            document=None if document is None else _document(document),
         )
+
+    def outcome(self, image_id: str, worker: str) -> StoredOutcome | None:
+        with self._database.transaction() as connection:
+            row = connection.execute(_OUTCOME, (image_id, worker)).fetchone()
+        return None if row is None else _outcome(row)
+
+    def document(self, image_id: str) -> OcrDocument | None:
+        with self._database.transaction() as connection:
+            row = connection.execute(_DOCUMENT, (image_id,)).fetchone()
+        return None if row is None else _document(row)
+
+    def waiting_before(self, image: ImageRow, worker: str, task: str) -> int:
+        asked = {
+            "image_id": image.image_id,
+            "created_at": image.created_at,
+            "seconds": IMAGES.retention_ms / 1000,
+            "task": task,
+            "worker": worker,
+            "counted": COUNTED,
+        }
+        with self._database.transaction() as connection:
+            row = connection.execute(_WAITING_BEFORE, asked).fetchone()
+        return cast(int, row[0]) if row else 0
+
+    def search(self, text: str, *, limit: int, offset: int = 0) -> list[FoundDocument]:
+        words = question(storable_text(text) or "")
+        asked = {"spanish": for_spanish(words), "english": words}
+        with self._database.transaction() as connection:
+            rows = connection.execute(_SEARCH, {**asked, "limit": limit, "offset": offset}).fetchall()
+            found = [(row[0], _document(row[1:-2]), row[-2], row[-1]) for row in rows]
+            shown = [folded(document.text[:HIGHLIGHTED]) for _, document, _, _ in found]
+            headlines = connection.execute(
+                _HEADLINES,
+                {
+                    **asked,
+                    "options": HEADLINE,
+                    "spanish_texts": texts([for_spanish(each) for each in shown]),
+                    "english_texts": texts(shown),
+                },
+            ).fetchall()
+        return [
+            FoundDocument(*each, places=tuple(sorted({*places(spanish), *places(english)})))
+            for each, (spanish, english) in zip(found, headlines, strict=True)
+        ]
 
 
 _SHADOW_CLASSIFIERS: Final = """
@@ -855,6 +1045,20 @@ def _qr_code(row: Sequence[Any]) -> QrCode:
     stored["corners"] = tuple((x, y) for x, y in stored["corners"])
     stored["sequence"] = None if stored["sequence"] is None else Place(*stored["sequence"])
     return QrCode(**stored)
+
+
+def _document(row: Sequence[Any]) -> OcrDocument:
+    text, lines, pages, language, engine, seconds = row
+    return from_json(
+        {
+            "text": text,
+            "lines": lines,
+            "pages": pages,
+            "language": language,
+            "engine": engine,
+            "seconds_by_stage": seconds,
+        }
+    )
 
 
 def _outcome(row: Sequence[Any]) -> StoredOutcome:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from visionmesh.contracts import DEVICE_ID_PATTERN
@@ -166,6 +166,55 @@ class Settings(BaseSettings):
         default=2000, ge=1, description="after so long on a picture, what was read by then is its result"
     )
     qr_processes: int = Field(default=1, ge=1, description="pictures that are read at once")
+
+    # Text
+    ocr_engine: Literal["rapidocr", "paddleocr", "paddlex"] = Field(
+        default="rapidocr",
+        description="`paddleocr` runs PaddleOCR, where that is installed; `paddlex` asks the server of "
+        "MESH_OCR_PADDLEX_URL",
+    )
+    ocr_language: str = Field(
+        default="es+en", description="languages that are read, ISO 639-1 with plus signs between"
+    )
+    ocr_processes: int = Field(
+        default=1,
+        ge=1,
+        validation_alias=AliasChoices("MESH_OCR_PROCESSES", "OCR_PROCESSES"),
+        description="engines of this process, each in a process of its own: pages that are read at once",
+    )
+    ocr_threads: int | None = Field(
+        default=None, ge=1, description="threads of each engine; the cores shared out when absent"
+    )
+    ocr_pages_per_engine: int = Field(
+        default=1000, ge=1, description="after so many pages an engine's process is replaced by a new one"
+    )
+    ocr_engine_resident_bytes: int = Field(
+        default=1024 * 1024 * 1024, gt=0, description="an engine that holds more after a page is replaced"
+    )
+    ocr_engine_memory_bytes: int = Field(
+        default=3 * 1024 * 1024 * 1024, gt=0, description="address space that one page may take of an engine"
+    )
+    ocr_page_seconds: float = Field(default=60.0, gt=0, description="longest that one page may take")
+    ocr_max_pages: int = Field(default=200, ge=1, description="most pages of one document")
+    ocr_deadline_seconds: float = Field(
+        default=300.0, gt=0, description="longest that a caller of POST /ocr waits, its turn included"
+    )
+    ocr_waiting_limit: int = Field(
+        default=32, ge=0, description="callers of POST /ocr that may wait for their turn; others get 429"
+    )
+    ocr_queue_limit: int = Field(
+        default=1000, ge=1, description="pictures that may wait for text; beyond, POST /process gives 429"
+    )
+    ocr_paddlex_url: str = Field(
+        default="http://127.0.0.1:8080", description="where `paddlex --serve --pipeline OCR` listens"
+    )
+    ocr_paddle_models: Path | None = Field(
+        default=None,
+        description="folder of the models of the engine `paddleocr`; it downloads its own when absent",
+    )
+    ingest_url: str = Field(
+        default="http://127.0.0.1:8001", description="where ingest-api listens, for POST /process"
+    )
 
     # Sensors
     sensor_retention_days: int = Field(
@@ -319,6 +368,15 @@ class EdgeSettings(BaseSettings):
             return value
 
 
+def variable_of(field: str, settings: type[BaseSettings] = Settings) -> str:
+    """The environment variable of a setting."""
+    alias = settings.model_fields[field].validation_alias
+    # Those of MLflow have the names by which all its clients know them.
+    if isinstance(alias, AliasChoices):
+        return str(alias.choices[0])
+    return str(alias or f"{settings.model_config['env_prefix']}{field.upper()}")
+
+
 @cache
 def get_settings() -> Settings:
     """The settings of this process, read once. Raises ValidationError, see `problems`."""
@@ -343,5 +401,10 @@ def _from_json(value: object) -> object:
 
 def problems(error: ValidationError) -> str:
     """What is wrong with the settings: a line for each, that begins with the name of the variable."""
-    prefix = "EDGE" if error.title == EdgeSettings.__name__ else "MESH"
-    return "\n".join(f"{prefix}_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
+    settings = EdgeSettings if error.title == EdgeSettings.__name__ else Settings
+    return "\n".join(f"{_named(str(each['loc'][0]), settings)}: {each['msg']}" for each in error.errors())
+
+
+def _named(place: str, settings: type[BaseSettings]) -> str:
+    """A setting is told by its field, or, where its variable is another, by that already."""
+    return variable_of(place, settings) if place in settings.model_fields else place

@@ -52,7 +52,7 @@ IMAGES: Final = Topic(
     contract=ImageUploaded,
     key="image_id",
     description="A picture was stored and waits to be looked at.",
-    consumers=("feature-extractor", "qr-decoder"),
+    consumers=("feature-extractor", "qr-decoder", "ocr-worker"),
 )
 
 FEATURES: Final = Topic(

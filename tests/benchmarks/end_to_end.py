@@ -74,8 +74,9 @@ class Client:
 def running_mesh() -> Iterator[tuple[NativeStack, Mesh]]:
     with TemporaryDirectory(prefix="mesh-bench-") as name, NativeStack(Path(name) / "stack") as stack:
         prepared(stack.endpoints)
-        # What sensors cost is measured elsewhere.
-        mesh = Mesh(Path(name), ports="free", scale={"edge-publisher": 0, "sensor-sink": 0})
+        # What the text and sensors cost is measured elsewhere.
+        without = {"ocr-worker": 0, "edge-publisher": 0, "sensor-sink": 0}
+        mesh = Mesh(Path(name), ports="free", scale=without)
         # The same pictures come again and again; what is measured is computing them.
         without_cache = stack.endpoints.environment() | {"MESH_CACHE_URL": ""}
         with mesh.started(without_cache):

@@ -120,10 +120,11 @@ class Rig:
         return int(row[0])
 
     def lag(self) -> int:
+        running = {replica.service.name for replica in self.mesh.replicas}
         return sum(
             place.lag
             for topic in (IMAGES, FEATURES)
-            for group in topic.consumers
+            for group in running.intersection(topic.consumers)
             for place in partition_offsets(self.settings, topic.name, group)
         )
 
@@ -158,7 +159,12 @@ def open_rig(
     scale: Mapping[str, int],
     settings: Mapping[str, str],
 ) -> Iterator[Rig]:
-    """A mesh on a stack of its own. settings: variables of the services beyond those that connect them."""
+    """A mesh on a stack of its own.
+
+    scale: replicas of services, else one of each; of ocr-worker none, for reading text takes a hundred times
+    as long as anything else, and none of what is about sensors. settings: variables of the services beyond
+    those that connect them.
+    """
     with open_stack(kind, directory / "stack") as stack:
         endpoints = stack.endpoints
         connected = Settings(
@@ -172,8 +178,9 @@ def open_rig(
         if kind == "native":
             create_topics(connected)
         S3ObjectStore.from_settings(connected).ensure_buckets()
-        # Sensors have a test of their own.
-        mesh = Mesh(directory, scale={"edge-publisher": 0, "sensor-sink": 0, **scale}, ports="free")
+        # Text and sensors have tests of their own.
+        replicas = {"ocr-worker": 0, "edge-publisher": 0, "sensor-sink": 0, **scale}
+        mesh = Mesh(directory, scale=replicas, ports="free")
         # Whoever has to wait for a busy machine does not take it for a cache that is away.
         patient = {"MESH_CACHE_URL": f"{endpoints.cache_url}?socket_timeout=10&socket_connect_timeout=10"}
         with mesh.started(endpoints.environment() | patient | settings):

@@ -63,6 +63,7 @@ def test_results_hold_all_that_predictions_do_and_nothing_of_a_shadow() -> None:
     assert answer.pop("image") is None
     assert answer.pop("features") is None
     assert answer.pop("qr_codes") == []
+    assert answer.pop("ocr") is None
     assert answer == answered("/predictions/uuid")
 
 

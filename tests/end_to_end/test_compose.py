@@ -31,7 +31,7 @@ import pytest
 import yaml
 from confluent_kafka import Producer
 from minio import Minio
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from visionmesh.topics import CLASSIFIERS, IMAGES
 
@@ -209,6 +209,25 @@ def test_the_qr_decoder_answers_and_stores(mesh: Mesh) -> None:
     assert [code["content"] for code in codes] == [content]
 
 
+def test_the_ocr_worker_answers_stores_and_finds(mesh: Mesh) -> None:
+    page = Image.new("RGB", (900, 200), "white")
+    ImageDraw.Draw(page).text((40, 30), "Facturas 4711", fill="black", font_size=40)
+    file = io.BytesIO()
+    page.save(file, "PNG")
+    at_once = httpx.post(f"{http(8500)}/ocr", files={"file": file.getvalue()}, timeout=60).json()
+    assert at_once["text"] == "Facturas 4711"
+    task_id = httpx.post(f"{http(8500)}/process", files={"file": file.getvalue()}, timeout=30).json()[
+        "task_id"
+    ]
+    result = f"{http(8500)}/result/{task_id}"
+    found = eventually(lambda: httpx.get(result).json().get("result"), 60, "the text")
+    assert found["text"] == "Facturas 4711"
+    (hit,) = httpx.get(f"{http(8001)}/search", params={"q": "factura"}).json()["results"]
+    assert hit["image_id"] == task_id
+    made = httpx.get(f"{http(8001)}/images/{task_id}/text.pdf", timeout=60)
+    assert made.headers["content-type"] == "application/pdf"
+
+
 def test_a_plain_producer_on_the_host_is_served(mesh: Mesh) -> None:
     values = mesh.values
     store = Minio(f"127.0.0.1:{values['MINIO_PORT']}", "mesh", values["MINIO_ROOT_PASSWORD"], secure=False)
@@ -221,9 +240,9 @@ def test_a_plain_producer_on_the_host_is_served(mesh: Mesh) -> None:
     assert producer.flush(20) == 0
     eventually(lambda: all_three("by-hand-1"), 30, "three predictions for a plain producer's picture")
     eventually(
-        lambda: mesh.sql("select state from task_outcomes where image_id = 'by-hand-2'") == [["failed"]] * 2,
+        lambda: mesh.sql("select state from task_outcomes where image_id = 'by-hand-2'") == [["failed"]] * 3,
         30,
-        "a failed outcome of extractor and decoder for the missing object",
+        "a failed outcome of each reader of pictures for the missing object",
     )
 
 
@@ -327,6 +346,7 @@ def test_containers_run_locked_down(mesh: Mesh) -> None:
         "ingest-api",
         "feature-extractor",
         "qr-decoder",
+        "ocr-worker",
         "edge-publisher",
         "sensor-sink",
         *CLASSIFIERS,

@@ -30,7 +30,9 @@ from visionmesh.settings import ROOT
 from visionmesh.stack import Stack
 
 FIRST_TABLES = {"images", "image_features", "predictions", "task_outcomes"}
-TABLES = FIRST_TABLES | {"shadow_features", "shadow_predictions", "qr_codes", "sensor_readings"}
+TABLES = FIRST_TABLES | {
+    "shadow_features", "shadow_predictions", "qr_codes", "ocr_documents", "sensor_readings",
+}  # fmt: skip
 
 
 def rows_of(dsn: str, names: set[str]) -> dict[str, list[tuple[Any, ...]]]:
@@ -70,7 +72,10 @@ def command(dsn: str, *options: str, root: Path = ROOT) -> subprocess.Popen[str]
 def test_migrating_makes_the_tables_and_a_second_time_nothing(bare_dsn: str) -> None:
     migrate(bare_dsn)
     assert tables(bare_dsn) == {*TABLES, "alembic_version"}
+    latest = max(version.name[:4] for version in (MIGRATIONS / "versions").glob("*.py"))
     with psycopg.connect(bare_dsn) as connection:
+        # One: each migration follows the one before.
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(latest,)]
         connection.execute(
             "INSERT INTO images (image_id, minio_path, sha256, bytes, media_type)"
             " VALUES ('a', 'b/c', '', 1, '')"

@@ -14,12 +14,14 @@ import pytest
 
 from visionmesh.database import Database
 from visionmesh.errors import Rejected, Unavailable
+from visionmesh.ocr_document import OcrDocument, PageSize, TextLine
 from visionmesh.qr_code import QrCode
 from visionmesh.results import (
     FeaturesPair,
     FeaturesRow,
     ImageRow,
     Images,
+    OcrDocumentRow,
     OutcomeRow,
     PostgresImages,
     PostgresResultStore,
@@ -39,7 +41,8 @@ from visionmesh.testing.results import MemoryImages, MemoryResultStore, MemorySh
 
 LABELS = ("cat", "dog", "ship")
 SHADOW_TABLES = ("shadow_features", "shadow_predictions")
-TABLES = ("images", "image_features", "predictions", "qr_codes", "task_outcomes", *SHADOW_TABLES)
+RESULT_TABLES = ("image_features", "predictions", "qr_codes", "ocr_documents", "task_outcomes")
+TABLES = ("images", *RESULT_TABLES, *SHADOW_TABLES)
 
 
 @dataclass
@@ -74,6 +77,7 @@ def memory_stores() -> Stores:
                 results.features(),
                 results.predictions(),
                 results.qr_codes(),
+                results.documents(),
                 results.outcomes(),
                 results.shadow_features(),
                 results.shadow_predictions(),
@@ -166,6 +170,24 @@ def code(content: str = "https://example.org", **changed: Any) -> QrCode:
     return replace(found, **changed)
 
 
+def document(*texts: str) -> OcrDocument:
+    """A page for each text, a line for each of its lines."""
+    return OcrDocument(
+        text="\n\n".join(texts),
+        lines=tuple(
+            TextLine(
+                line, ((0.5, row * 20.0), (90.25, row * 20.0), (90.2, row * 20.0 + 9), (0.5, 9.0)), 0.9, page
+            )
+            for page, text in enumerate(texts, 1)
+            for row, line in enumerate(text.splitlines())
+        ),
+        pages=tuple(PageSize(100, 200) for _ in texts),
+        language="es+en",
+        engine="rapidocr",
+        seconds={"decode": 0.01, "detect": 0.2},
+    )
+
+
 def image(image_id: str, sha256: str = "aa") -> ImageRow:
     return ImageRow(image_id, f"raw-images/{image_id}.jpg", sha256, 123, "image/jpeg", 32, 16, ("classify",))
 
@@ -179,6 +201,7 @@ def all_rows(image_id: str) -> list[Row]:
         shadow_prediction(image_id),
         shadow_prediction(image_id, version="3"),
         QrCodesRow(image_id, (code("one"), code("two"))),
+        OcrDocumentRow(image_id, document("one\ntwo")),
         OutcomeRow(image_id, "feature-extractor", "done"),
         OutcomeRow(image_id, "classifier-fast", "failed", "bad_count: 19 descriptors"),
     ]
@@ -440,6 +463,100 @@ def test_of_two_sets_of_codes_in_one_batch_the_last_stays(stores: Stores) -> Non
     assert [each.content for each in codes_of(stores, "a")] == ["c"]
 
 
+# Texts
+
+
+def test_a_document_is_read_as_it_was_saved(stores: Stores) -> None:
+    told = document("¿Cuánto?\n12,50 €", "", "日本語 ß\\")
+    stores.results.save([OcrDocumentRow("a", told)])
+    found = stores.images.results("a")
+    assert found is not None
+    # Coordinates are kept to a tenth of a pixel.
+    exact = replace(told, lines=tuple(replace(line, polygon=()) for line in told.lines))
+    assert found.document is not None
+    assert (
+        replace(found.document, lines=tuple(replace(line, polygon=()) for line in found.document.lines))
+        == exact
+    )
+    assert found.document.lines[0].polygon[1] == (90.2, 0.0)
+    assert stores.images.document("a") == found.document
+    assert stores.images.document("b") is None
+
+
+def test_a_document_without_text_is_a_document(stores: Stores) -> None:
+    blank = OcrDocument("", (), (PageSize(10, 10),), "es+en", "rapidocr")
+    stores.results.save([OcrDocumentRow("a", document("before"))])
+    stores.results.save([OcrDocumentRow("a", blank)])
+    assert stores.images.document("a") == blank
+    assert stores.images.search("before", limit=5) == []
+
+
+def test_a_nul_does_not_cost_a_document(stores: Stores) -> None:
+    stores.results.save([OcrDocumentRow("a", document("one\0two"))])
+    found = stores.images.document("a")
+    assert found is not None
+    assert (found.text, found.lines[0].text) == ("one\ufffdtwo", "one\ufffdtwo")
+
+
+def found_words(stores: Stores, text: str) -> dict[str, list[str]]:
+    """The image of each document that is found, in order, with the words that were asked for."""
+    return {
+        each.image_id: [each.document.text[begin:end] for begin, end in each.places]
+        for each in stores.images.search(text, limit=10)
+    }
+
+
+def test_words_are_found_without_case_and_accents_in_either_direction(stores: Stores) -> None:
+    stores.results.save(
+        [
+            OcrDocumentRow("a", document("¡Ñandú! «CAFÉ»\nTotal: 12,50€")),
+            OcrDocumentRow("b", document("un nandu y un cafe")),
+        ]
+    )
+    for text in ("café", "CAFE", "Café ñandú", "nandu cafe"):
+        assert set(found_words(stores, text)) == {"a", "b"}, text
+    assert found_words(stores, "cafe") == {"a": ["CAFÉ"], "b": ["cafe"]}
+    assert found_words(stores, "12,50 €") == {"a": ["12", "50"]}
+    assert found_words(stores, "nothing of it") == {}
+    assert found_words(stores, "") == {}
+    assert found_words(stores, "¿?") == {}
+
+
+def test_a_search_goes_on_page_by_page(stores: Stores) -> None:
+    stores.results.save([OcrDocumentRow(f"d{number}", document(f"word {number}")) for number in range(5)])
+    pages = [stores.images.search("word", limit=2, offset=offset) for offset in (0, 2, 4, 6)]
+    assert [len(page) for page in pages] == [2, 2, 1, 0]
+    assert {each.image_id for page in pages for each in page} == {f"d{number}" for number in range(5)}
+
+
+def test_the_place_in_the_queue_is_how_many_came_before_and_are_not_done(stores: Stores) -> None:
+    added = [
+        stores.images.add_image(replace(image(image_id), tasks=tasks)).image
+        for image_id, tasks in (
+            ("a", None),
+            ("b", ("qr",)),
+            ("c", ("ocr",)),
+            ("d", ("ocr", "qr")),
+            ("e", None),
+        )
+    ]
+
+    def places() -> list[int]:
+        return [stores.images.waiting_before(each, "ocr-worker", "ocr") for each in added]
+
+    assert places() == [0, 1, 1, 2, 3]
+    stores.results.begin("ocr-worker", ["c"])
+    assert places() == [0, 1, 1, 2, 3]
+    stores.results.save(
+        [OutcomeRow("c", "ocr-worker", "failed", "x: y"), OutcomeRow("a", "qr-decoder", "done")]
+    )
+    assert places() == [0, 1, 1, 1, 2]
+    found = stores.images.outcome("c", "ocr-worker")
+    assert found is not None
+    assert (found.state, found.error) == ("failed", "x: y")
+    assert stores.images.outcome("d", "ocr-worker") is None
+
+
 # Uploads
 
 
@@ -535,7 +652,7 @@ def test_young_pictures_are_left_to_their_upload(stores: Stores) -> None:
 
 
 def test_an_absent_server_is_unavailable_and_back_again_works(stores: Stores) -> None:
-    stores.images.add_image(image("a"))
+    stored = stores.images.add_image(image("a")).image
     stores.results.begin("w", ["a"])
     calls: list[Callable[[], object]] = [
         lambda: stores.results.save([features("a")]),
@@ -549,6 +666,10 @@ def test_an_absent_server_is_unavailable_and_back_again_works(stores: Stores) ->
         lambda: stores.images.image("a"),
         lambda: stores.images.images(limit=1),
         lambda: stores.images.results("a"),
+        lambda: stores.images.outcome("a", "w"),
+        lambda: stores.images.document("a"),
+        lambda: stores.images.waiting_before(stored, "w", "ocr"),
+        lambda: stores.images.search("a", limit=1),
         lambda: stores.shadows.classifiers(within_seconds=1),
         lambda: stores.shadows.extractors(within_seconds=1),
         lambda: stores.shadows.predictions(ShadowClassifier("f", "m", "1"), within_seconds=1, limit=1),
@@ -612,6 +733,86 @@ def test_a_connection_killed_in_a_transaction_is_unavailable_and_stores_nothing(
             claim.published(["a"])
             terminate_backends(empty_dsn)
     assert images.pending() == 1
+
+
+def spanish_and_english(database: Database) -> Callable[[str], set[str]]:
+    """Stores documents in both languages; returns a search for their images."""
+    store, images = PostgresResultStore(database), PostgresImages(database)
+    texts = {
+        "es": "La información de las facturas: no se admiten devoluciones.\nImporte, la decisión, 12-A/2024",
+        "en": "Invoices are payable within thirty days.\nShipping information: running shoes",
+        "both": "Factura / Invoice",
+        "far": "total\n" * 40 + "alpha beta",
+    }
+    store.save([OcrDocumentRow(image_id, document(text)) for image_id, text in texts.items()])
+    return lambda text: {each.image_id for each in images.search(text, limit=10)}
+
+
+def test_words_are_found_in_all_their_forms_in_spanish_and_in_english(database: Database) -> None:
+    search = spanish_and_english(database)
+    for text in (
+        "informaciones",
+        "información",
+        "INFORMACION",
+        "factura devolución",
+        "devolucion",
+        "decisiones",
+    ):
+        assert "es" in search(text), text
+    for text in ("invoice payable", "shoe", "run", "day", "ship"):
+        assert "en" in search(text), text
+    assert search("facturas") == {"es", "both"}
+    assert search("invoice") == {"en", "both"}
+
+
+def test_alternatives_phrases_and_what_must_not_be_there(database: Database) -> None:
+    search = spanish_and_english(database)
+    assert search("factura or zapato") == {"es", "both"}
+    assert search("factura -importe") == {"both"}
+    assert search('"beta alpha"') == set()
+    assert search('"alpha beta"') == {"far"}
+    assert search("12-A/2024") == {"es"}
+    assert search("2024") == {"es"}
+    for odd in (
+        '"',
+        '""',
+        "-",
+        "--x -",
+        "or",
+        "or or",
+        "a" * 5000,
+        "\0",
+        "\x02factura\x03",
+        "& | ! ( ) :*",
+        "\udc80",
+    ):
+        search(odd)
+
+
+def test_what_a_search_shows_are_the_words_in_the_text_itself(database: Database) -> None:
+    store, images = PostgresResultStore(database), PostgresImages(database)
+    text = "«¡Ñ!» \x02 \x03 <b>İstanbul</b> facturas\n\nFACTURACIÓN 日本 fact"
+    store.save([OcrDocumentRow("a", document(text))])
+    (found,) = images.search("fáctura", limit=5)
+    assert [found.document.text[begin:end] for begin, end in found.places] == ["facturas", "FACTURACIÓN"]
+
+
+def test_a_text_with_more_words_than_a_vector_holds_is_stored_and_found(database: Database) -> None:
+    store, images = PostgresResultStore(database), PostgresImages(database)
+    text = " ".join(f"w{number:x}q{number * 7919:x}" for number in range(150_000))
+    store.save([OcrDocumentRow("a", document(text))])
+    (found,) = images.search("w0q0", limit=1)
+    assert found.image_id == "a"
+    assert found.places == ((0, 4),)
+
+
+def test_a_search_reads_the_index(database: Database) -> None:
+    with database.transaction() as connection:
+        connection.execute("SET LOCAL enable_seqscan = off")
+        plan = connection.execute(
+            "EXPLAIN SELECT * FROM ocr_documents WHERE search @@ websearch_to_tsquery('spanish', 'a')"
+        ).fetchall()
+    assert "ocr_documents_search" in str(plan)
 
 
 def test_a_batch_is_saved_whole_or_not_at_all(database: Database) -> None:

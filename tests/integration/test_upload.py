@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pypdfium2
 import pytest
 import uvicorn
 from PIL import Image, ImageChops
 
 from ingest_api.__main__ import compose, fitted_consensus
+from ingest_api.searchable_pdf import searchable_pdf
 from visionmesh.drawing import draw_on
 from visionmesh.errors import Unavailable
+from visionmesh.ocr_document import OcrDocument, PageSize, TextLine
 from visionmesh.qr_code import QrCode
-from visionmesh.results import FeaturesRow, OutcomeRow, PredictionRow, QrCodesRow
+from visionmesh.results import FeaturesRow, OcrDocumentRow, OutcomeRow, PredictionRow, QrCodesRow
 from visionmesh.settings import Settings
 from visionmesh.testing.kafka import MemoryBroker
 from visionmesh.testing.object_store import MemoryObjectStore
@@ -79,7 +82,13 @@ class Service:
             extra_classifiers=self.extra_classifiers,
         )
         app = compose(
-            settings, self.images, self.store, self.broker.publisher(), draw_on, self.images.pending
+            settings,
+            self.images,
+            self.store,
+            self.broker.publisher(),
+            draw_on,
+            searchable_pdf,
+            self.images.pending,
         )
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = self._listener.getsockname()
@@ -572,6 +581,134 @@ def test_what_cannot_be_drawn(service: Service) -> None:
     answer = service.http.get(f"/images/{image_id}/annotated")
     expect_error(answer, 409, "not_finished")
     assert "truncated_image: It ends." in answer.json()["error"]
+
+
+# Text
+
+
+def pdf(*sizes: tuple[int, int]) -> bytes:
+    """Pages of white pictures, a pixel a point."""
+    first, *others = [Image.new("RGB", size, "white") for size in sizes]
+    file = io.BytesIO()
+    first.save(file, "PDF", save_all=True, append_images=others, resolution=72)
+    return file.getvalue()
+
+
+def text_line(text: str, left: int, top: int, page: int = 1) -> TextLine:
+    """20 pixels high, 10 pixels a character."""
+    right, bottom = left + 10 * len(text), top + 20
+    return TextLine(text, ((left, top), (right, top), (right, bottom), (left, bottom)), 0.9, page)
+
+
+def uploaded_document(service: Service, data: bytes, document: OcrDocument) -> str:
+    image_id = str(service.upload(data).json()["image_id"])
+    service.results.save([OcrDocumentRow(image_id, document), OutcomeRow(image_id, "ocr-worker", "done")])
+    return image_id
+
+
+TWO_PAGES = OcrDocument(
+    text="Factura núm. 7\n\nTotal 12,50 €",
+    lines=(text_line("Factura núm. 7", 50, 60), text_line("Total 12,50 €", 100, 400, 2)),
+    pages=(PageSize(600, 800), PageSize(300, 600)),
+    language="es+en",
+    engine="double",
+)
+
+
+def test_what_was_read_stands_in_the_results_and_is_found(service: Service) -> None:
+    image_id = uploaded_document(service, pdf((600, 800), (300, 600)), TWO_PAGES)
+    results = service.http.get(f"/results/{image_id}").json()
+    assert results["ocr"]["text"] == TWO_PAGES.text
+    assert [line["page"] for line in results["ocr"]["lines"]] == [1, 2]
+    answer = service.http.get("/search", params={"q": "FACTURA total"}).json()
+    assert (answer["query"], answer["next"]) == ("FACTURA total", None)
+    (hit,) = answer["results"]
+    assert (hit["image_id"], hit["pages"], hit["language"]) == (image_id, 2, "es+en")
+    assert hit["highlights"] == [
+        {"page": 1, "text": "<mark>Factura</mark> núm. 7", "polygon": results["ocr"]["lines"][0]["polygon"]},
+        {"page": 2, "text": "<mark>Total</mark> 12,50 €", "polygon": results["ocr"]["lines"][1]["polygon"]},
+    ]
+    assert service.http.get(hit["links"]["text"]).text == TWO_PAGES.text
+
+
+def test_a_search_page_by_page(service: Service) -> None:
+    for number in range(5):
+        document = OcrDocument(f"word {number}", (), (PageSize(1, 1),), "es", "double")
+        service.results.save([OcrDocumentRow(f"d{number}", document)])
+    seen, offset = [], 0
+    while offset is not None:
+        answer = service.http.get("/search", params={"q": "word", "limit": 2, "offset": offset}).json()
+        seen += [hit["image_id"] for hit in answer["results"]]
+        offset = answer["next"]
+    assert sorted(seen) == [f"d{number}" for number in range(5)]
+    assert service.http.get("/search?q=nothing").json()["results"] == []
+    for query in ("", "?q=", f"?q={'a' * 501}", "?q=a&limit=0", "?q=a&offset=-1"):
+        expect_error(service.http.get(f"/search{query}"), 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("kind", "media_type", "holds"),
+    [
+        ("txt", "text/plain; charset=utf-8", "Factura núm. 7\n\nTotal"),
+        ("hocr", "text/html; charset=utf-8", 'class="ocrx_word"'),
+        ("alto.xml", "application/xml", 'CONTENT="Factura"'),
+    ],
+)
+def test_the_text_as_a_file(service: Service, kind: str, media_type: str, holds: str) -> None:
+    image_id = uploaded_document(service, pdf((600, 800), (300, 600)), TWO_PAGES)
+    answer = service.http.get(f"/images/{image_id}/text.{kind}")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, media_type)
+    assert holds in answer.text
+    assert answer.headers["content-disposition"].endswith(f'"{image_id}.{kind}"')
+
+
+def test_a_pdf_that_can_be_searched(service: Service) -> None:
+    image_id = uploaded_document(service, pdf((600, 800), (300, 600)), TWO_PAGES)
+    answer = service.http.get(f"/images/{image_id}/text.pdf")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/pdf")
+    with pypdfium2.PdfDocument(answer.content) as document:
+        assert [page.get_size() for page in document] == [(600, 800), (300, 600)]
+        texts = [page.get_textpage().get_text_range().split() for page in document]
+    assert texts == [["Factura", "núm.", "7"], ["Total", "12,50", "€"]]
+
+
+def test_a_document_is_shown_with_its_lines_page_by_page(service: Service) -> None:
+    image_id = uploaded_document(service, pdf((600, 800), (300, 600)), TWO_PAGES)
+    for page, size, line in ((1, (600, 800), (46, 62, 54, 78)), (2, (300, 600), (96, 402, 104, 418))):
+        answer = service.http.get(f"/images/{image_id}/annotated", params={"task": "ocr", "page": page})
+        assert answer.status_code == 200, answer.text
+        picture = Image.open(io.BytesIO(answer.content))
+        assert picture.size == size
+        assert greenest(picture, line) > 50, "the left edge of the line"
+        assert greenest(picture, (150, 500, 300, 600)) < 10, "where there is nothing"
+    expect_error(service.http.get(f"/images/{image_id}/annotated?task=ocr&page=3"), 404, "not_found")
+
+
+def test_a_picture_is_shown_with_its_lines_and_becomes_a_pdf(service: Service) -> None:
+    line = text_line("hello", 20, 10)
+    document = OcrDocument("hello", (line,), (PageSize(200, 100),), "es", "double")
+    image_id = uploaded_document(service, jpeg(0, 200, 100), document)
+    shown = service.http.get(f"/images/{image_id}/annotated?task=ocr")
+    assert Image.open(io.BytesIO(shown.content)).size == (200, 100)
+    made = service.http.get(f"/images/{image_id}/text.pdf")
+    with pypdfium2.PdfDocument(made.content) as pages:
+        assert pages[0].get_textpage().get_text_range().split() == ["hello"]
+
+
+def test_text_that_is_not_there(service: Service) -> None:
+    expect_error(service.http.get("/images/x/text.txt"), 404, "image_not_found")
+    image_id = service.upload(jpeg()).json()["image_id"]
+    for path in ("text.txt", "text.pdf", "annotated?task=ocr"):
+        service.results.begin("ocr-worker", [image_id])
+        expect_error(service.http.get(f"/images/{image_id}/{path}"), 409, "not_finished")
+    service.results.save([OutcomeRow(image_id, "ocr-worker", "failed", "encrypted_document: A password.")])
+    answer = service.http.get(f"/images/{image_id}/text.pdf")
+    expect_error(answer, 409, "not_finished")
+    assert "A password." in answer.json()["error"]
+    assert service.http.get(f"/images/{image_id}/text.doc").status_code == 422
+    service.results.save([OcrDocumentRow("plain", TWO_PAGES), OutcomeRow("plain", "ocr-worker", "done")])
+    assert service.http.get("/images/plain/text.txt").text == TWO_PAGES.text
+    expect_error(service.http.get("/images/plain/text.pdf"), 404, "image_not_found")
 
 
 def test_a_failed_picture_says_why(service: Service) -> None:

@@ -40,6 +40,7 @@ HTTP_PORTS: Final = {
     "classifier-balanced": 8005,
     "feature-extractor": 8006,
     "qr-decoder": 8008,
+    "ocr-worker": 8500,
 }
 # What nobody asks anything but how it is.
 INNER_PORTS: Final = {"sensor-sink": 8007}
@@ -289,14 +290,65 @@ def test_the_qreader_image_takes_the_place_of_the_qr_decoder() -> None:
     assert int(ours["deploy"]["resources"]["limits"]["memory"].removesuffix("G")) * 1024**3 > QREADER_BYTES
 
 
+def test_the_first_design_s_ports_reach_each_of_three_ocr_workers() -> None:
+    override = yaml.safe_load((ROOT / "docker-compose.ocr-replicas.yml").read_text())
+    (worker,) = override["services"].values()
+    assert worker["deploy"]["replicas"] == 3
+    (published,) = worker["ports"]
+    assert published == f"127.0.0.1:8505-8507:{HTTP_PORTS['ocr-worker']}"
+
+
+def test_engines_of_ocr_worker_run_into_their_ceiling_before_the_container_into_its() -> None:
+    worker = SERVICES["ocr-worker"]
+    ceiling = int(worker["environment"]["MESH_OCR_ENGINE_MEMORY_BYTES"])
+    default = re.search(r":-(\d+)G", worker["deploy"]["resources"]["limits"]["memory"])
+    assert default is not None
+    assert ceiling < int(default[1]) * 1024**3
+    assert worker["environment"]["MESH_OCR_PROCESSES"] == "${OCR_PROCESSES:-1}"
+    assert worker["environment"]["MESH_INGEST_URL"] == f"http://ingest-api:{HTTP_PORTS['ingest-api']}"
+
+
+def test_paddlex_s_server_is_locked_up_like_the_others_and_asked_by_ocr_worker() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.paddlex.yml").read_text())["services"]
+    server, worker = services["paddlex"], services["ocr-worker"]
+    for name in ("read_only", "cap_drop", "security_opt", "init", "logging", "restart"):
+        assert server[name] == SERVICES["ocr-worker"][name], name
+    assert "ports" not in server
+    assert set(worker["environment"]) <= {f"MESH_{field.upper()}" for field in Settings.model_fields}
+    assert worker["environment"]["MESH_OCR_ENGINE"] == "paddlex"
+    stage = DOCKERFILE.split(f" AS {server['build']['target']}\n")[1].split("\nFROM ")[0]
+    assert "USER ${MESH_UID}:${MESH_UID}" in stage
+    assert "source=requirements/paddlex.txt" in DOCKERFILE
+    # The first design's command, with the pipeline from a file and for other containers too.
+    command = json.loads(stage.split("CMD ")[1].splitlines()[0])
+    assert [command[0], command[1], *command[-4:]] == [
+        "paddlex",
+        "--serve",
+        "--port",
+        "8080",
+        "--device",
+        "cpu",
+    ]
+    (mount,) = server["volumes"]
+    folder = mount.split(":")[-2]
+    pipeline = yaml.safe_load((ROOT / "deploy/paddlex/OCR.yaml").read_text())
+    assert pipeline["pipeline_name"] == "OCR"
+    for module in pipeline["SubModules"].values():
+        assert str(Path("/app/paddlex") / module["model_dir"]).startswith(f"{folder}/"), (
+            "nothing is downloaded"
+        )
+
+
 @pytest.mark.parametrize(
     ("files", "more"),
     [
         ([], set()),
         (["docker-compose.fourth.yml"], {"classifier-night"}),
         (["docker-compose.qreader.yml"], set()),
+        (["docker-compose.ocr-replicas.yml"], set()),
+        (["docker-compose.paddlex.yml"], {"paddlex"}),
     ],
-    ids=["alone", "fourth", "qreader"],
+    ids=["alone", "fourth", "qreader", "ocr-replicas", "paddlex"],
 )
 def test_compose_reads_the_files(files: list[str], more: set[str], tmp_path: Path) -> None:
     if shutil.which("docker") is None or shutil.which("make") is None:

@@ -162,6 +162,11 @@ def test_a_pdf_is_taken_without_a_size() -> None:
     assert (header.media_type, header.extension, header.width) == ("application/pdf", "pdf", None)
 
 
+def test_the_largest_scan_that_is_read_is_taken() -> None:
+    header = read_header(png_header(12_000, 12_000), complete=False)
+    assert (header.width, header.height) == (12_000, 12_000)
+
+
 def test_a_decompression_bomb_is_refused_from_its_header() -> None:
     bomb = png_header(20_000, 20_000)
     assert code_of(read_header, bomb, complete=True) == "too_many_pixels"

@@ -84,9 +84,9 @@ def outcome_of(isolated: Isolated[str, object], item: str) -> object:
         return error.code
 
 
-def restarts() -> float:
-    """How many children crashed so far."""
-    return metrics.ISOLATED_RESTARTS.labels("crash")._value.get()
+def restarts(reason: str = "crash") -> float:
+    """How many children ended early so far."""
+    return metrics.ISOLATED_RESTARTS.labels(reason)._value.get()
 
 
 PRELOADING = """
@@ -129,6 +129,36 @@ def test_native_code_that_hangs_meets_its_deadline() -> None:
     with Isolated(native, deadline_seconds=1, memory_bytes=256 * MEBIBYTE) as isolated:
         outcomes = [outcome_of(isolated, item) for item in ("a", "hang", "b")]
     assert outcomes == ["a", "deadline_exceeded", "b"]
+
+
+_kept: list[bytearray] = []
+
+
+def keep(mebibytes: int) -> int:
+    """Holds as much for as long as the process lives."""
+    _kept.append(bytearray(os.urandom(1) * (mebibytes * MEBIBYTE)))
+    return os.getpid()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_child_that_has_grown_gives_its_place_to_a_new_one(processes: int) -> None:
+    with Isolated(
+        keep,
+        deadline_seconds=30,
+        memory_bytes=2048 * MEBIBYTE,
+        resident_bytes=250 * MEBIBYTE,
+        processes=processes,
+    ) as isolated:
+        before = restarts("grown")
+        # One call alone may hold more than that: the limit is on what stays.
+        large = {isolated.call(300) for _ in range(3)}
+        small = [isolated.call(1) for _ in range(6)]
+        with ThreadPoolExecutor(4) as threads:
+            at_once = list(threads.map(isolated.call, [300] * 8))
+    assert len(large) == 3
+    assert len(set(small)) == 1
+    assert len(set(at_once)) == 8
+    assert restarts("grown") == before + 3 + 8
 
 
 def test_too_much_memory(isolated: Isolated[str, object]) -> None:

@@ -14,6 +14,7 @@ def test_the_table_alone() -> None:
     assert readers() == (
         (IMAGES, "feature-extractor"),
         (IMAGES, "qr-decoder"),
+        (IMAGES, "ocr-worker"),
         *((FEATURES, group) for group in CLASSIFIERS),
         (SENSORS, "sensor-sink"),
     )

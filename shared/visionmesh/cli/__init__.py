@@ -17,6 +17,7 @@ from visionmesh.cli.bench import bench
 from visionmesh.cli.classify import classify
 from visionmesh.cli.console import complain
 from visionmesh.cli.doctor import doctor
+from visionmesh.cli.ocr import ocr
 from visionmesh.cli.profile import profile
 from visionmesh.cli.qr import qr
 from visionmesh.cli.settings import settings
@@ -36,6 +37,7 @@ app.command("demo")(demo)
 app.command("upload")(upload)
 app.command("classify")(classify)
 app.command("qr")(qr)
+app.command("ocr")(ocr)
 app.add_typer(topics.app, name="topics")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(models.app, name="models")

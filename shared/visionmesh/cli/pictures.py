@@ -17,24 +17,25 @@ _ENDINGS: Final = frozenset(
 Paths = Annotated[list[Path], typer.Argument(help="Pictures, or folders (their pictures, to any depth).")]
 
 
-def pictures_of(paths: Iterable[Path]) -> Iterator[Path]:
+def pictures_of(paths: Iterable[Path], *, also: frozenset[str] = frozenset()) -> Iterator[Path]:
     """The files that are named, and the pictures of the folders, in order.
 
-    A folder without pictures stands for itself: opening it is the error that tells of it.
+    also: endings of other files that are taken out of folders (`.pdf`). A folder without any stands for
+    itself: opening it is the error that tells of it.
     """
     for path in paths:
         found = False
-        for picture in _pictures_below(path) if path.is_dir() else (path,):
+        for picture in _files_below(path, _ENDINGS | also) if path.is_dir() else (path,):
             found = True
             yield picture
         if not found:
             yield path
 
 
-def _pictures_below(path: Path) -> Iterator[Path]:
+def _files_below(path: Path, endings: frozenset[str]) -> Iterator[Path]:
     for folder, folders, names in os.walk(path):
         folders.sort()
-        yield from (Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in _ENDINGS)
+        yield from (Path(folder, name) for name in sorted(names) if Path(name).suffix.lower() in endings)
 
 
 def error_of(error: OSError) -> dict[str, str]:

@@ -19,20 +19,15 @@ def settings(directory: Directory = DIRECTORY) -> None:
     from rich.table import Column, Table
 
     from visionmesh.observability.logs import without_passwords
-    from visionmesh.settings import EdgeSettings, Settings
+    from visionmesh.settings import EdgeSettings, Settings, variable_of
 
     table = Table(Column("variable", no_wrap=True), "default", "what it does")
-    fields = [
-        (prefix, *item)
-        for prefix, kind in (("MESH", Settings), ("EDGE", EdgeSettings))
-        for item in kind.model_fields.items()
-    ]
-    for prefix, name, field in fields:
+    fields = [(kind, *item) for kind in (Settings, EdgeSettings) for item in kind.model_fields.items()]
+    for kind, name, field in fields:
         default = field.get_default(call_default_factory=True)
         secret = SecretStr in (field.annotation, *get_args(field.annotation))
         text = default.get_secret_value() if isinstance(default, SecretStr) else str(default)
-        # Those of MLflow have the names by which all its clients know them.
-        variable = str(field.validation_alias or f"{prefix}_{name.upper()}")
+        variable = variable_of(name, kind)
         value = os.environ.get(variable)
         lines = [] if default is None else [text]
         if value is not None and value != text:

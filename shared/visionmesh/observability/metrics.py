@@ -83,9 +83,24 @@ QR_SECONDS: Final = Histogram(
     "Time to look for codes in a decoded picture, by result (found, none, truncated: none in the budget).",
     ["result"], buckets=_SECONDS,
 )  # fmt: skip
+OCR_PAGES: Final = Counter("mesh_ocr_pages_total", "Pages whose text was looked for.")
+OCR_DOCUMENTS: Final = Counter(
+    "mesh_ocr_documents_total", "Documents that came to an end, by result (read, rejected, failed).",
+    ["result"],
+)  # fmt: skip
+OCR_STAGE_SECONDS: Final = Histogram(
+    "mesh_ocr_stage_seconds", "Time of a page in each stage of its reading.", ["stage"], buckets=_SECONDS
+)
+OCR_ENGINES: Final = Gauge("mesh_ocr_engines", "Engines of this process.")
+OCR_ENGINES_BUSY: Final = Gauge("mesh_ocr_engines_busy", "Engines that read a page at this moment.")
+OCR_ENGINE_BYTES: Final = Gauge(
+    "mesh_ocr_engine_resident_bytes", "What an engine's process held after its last page.", ["engine"]
+)
+OCR_WAITING: Final = Gauge("mesh_ocr_waiting", "Callers over HTTP whose document waits for its turn.")
+OCR_QUEUE: Final = Gauge("mesh_ocr_queue", "Messages that the group ocr-worker has not finished.")
 ISOLATED_RESTARTS: Final = Counter(
     "mesh_isolated_restarts_total",
-    "Child processes that ended in the middle, by reason (crash, deadline).",
+    "Child processes that ended early, by reason (crash, deadline, grown: held too much memory).",
     ["reason"],
 )
 MODEL: Final = Info("mesh_model", "The model this process answers with.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,13 +11,16 @@ from threading import RLock
 from typing import TypeVar
 
 from visionmesh.columns import float32
+from visionmesh.ocr_document import OcrDocument, as_json, from_json
 from visionmesh.qr_code import QrCode
 from visionmesh.results import (
     AddedImage,
     FeaturesPair,
     FeaturesRow,
+    FoundDocument,
     ImageResults,
     ImageRow,
+    OcrDocumentRow,
     OutboxClaim,
     OutcomeRow,
     PredictionPair,
@@ -30,8 +34,10 @@ from visionmesh.results import (
     StoredOutcome,
     StoredPrediction,
     added_or_conflict,
+    storable_document,
     storable_text,
 )
+from visionmesh.search_text import folded
 from visionmesh.sensors import SensorReadingRow
 from visionmesh.testing.faults import Faults
 from visionmesh.testing.sensors import MemorySensors
@@ -47,6 +53,7 @@ class MemoryResultStore(Faults):
         self._predictions: dict[tuple[str, str], StoredPrediction] = {}
         self._outcomes: dict[tuple[str, str], StoredOutcome] = {}
         self._qr_codes: dict[str, tuple[QrCode, ...]] = {}
+        self._documents: dict[str, tuple[OcrDocument, datetime]] = {}
         self._shadow_features: dict[tuple[str, str], tuple[ShadowFeaturesRow, datetime]] = {}
         self._shadow_predictions: dict[tuple[str, str, str, str], tuple[ShadowPredictionRow, datetime]] = {}
         self.sensors = MemorySensors()
@@ -88,6 +95,8 @@ class MemoryResultStore(Faults):
                     self._save_prediction(row)
                 elif isinstance(row, QrCodesRow):
                     self._save_qr_codes(row)
+                elif isinstance(row, OcrDocumentRow):
+                    self._save_document(row)
                 elif isinstance(row, SensorReadingRow):
                     self.sensors.save([row])
                 else:
@@ -112,6 +121,14 @@ class MemoryResultStore(Faults):
         """Every picture that has codes, with all of them, by image."""
         with self._lock:
             return [QrCodesRow(key, self._qr_codes[key]) for key in sorted(self._qr_codes)]
+
+    def documents(self) -> list[tuple[OcrDocumentRow, datetime]]:
+        """Every row of `ocr_documents` and when it was first written, by image."""
+        with self._lock:
+            return [
+                (OcrDocumentRow(key, document), created_at)
+                for key, (document, created_at) in sorted(self._documents.items())
+            ]
 
     def shadow_features(self) -> list[tuple[ShadowFeaturesRow, datetime]]:
         """Every row of `shadow_features` and when it was first written, by key."""
@@ -177,6 +194,10 @@ class MemoryResultStore(Faults):
             self._qr_codes[row.image_id] = tuple(
                 replace(code, content=storable_text(code.content) or "") for code in row.codes
             )
+
+    def _save_document(self, row: OcrDocumentRow) -> None:
+        _, created_at = self._documents.get(row.image_id, (row, _now()))
+        self._documents[row.image_id] = (from_json(as_json(storable_document(row.document))), created_at)
 
     def _save_outcome(self, row: OutcomeRow) -> None:
         known = self._outcomes.get((row.image_id, row.worker))
@@ -267,8 +288,50 @@ class MemoryImages(Faults):
             predictions=tuple(row for row in self._results.predictions() if row.image_id == image_id),
             outcomes=tuple(row for row in self._results.outcomes() if row.image_id == image_id),
             codes=next((row.codes for row in self._results.qr_codes() if row.image_id == image_id), ()),
+            document=self.document(image_id),
         )
         return None if found == ImageResults(None, None, (), ()) else found
+
+    def outcome(self, image_id: str, worker: str) -> StoredOutcome | None:
+        self._answer()
+        rows = (row for row in self._results.outcomes() if (row.image_id, row.worker) == (image_id, worker))
+        return next(rows, None)
+
+    def document(self, image_id: str) -> OcrDocument | None:
+        self._answer()
+        rows = (row.document for row, _ in self._results.documents() if row.image_id == image_id)
+        return next(rows, None)
+
+    def waiting_before(self, image: ImageRow, worker: str, task: str) -> int:
+        with self._lock:
+            self._answer()
+            rows = self._newest_first()
+        place = (_created_at(image), image.image_id)
+        ended = {row.image_id for row in self._results.outcomes() if _has_ended(row, worker)}
+        return sum(
+            (row.tasks is None or task in row.tasks) and row.image_id not in ended
+            for row in rows
+            if (_created_at(row), row.image_id) < place
+        )
+
+    def search(self, text: str, *, limit: int, offset: int = 0) -> list[FoundDocument]:
+        """As it is spoken of there, but for words alone, and in the form in which they are asked for."""
+        self._answer()
+        words = folded(text).split()
+        found = []
+        for row, created_at in self._results.documents():
+            spots = [
+                (spot.start(), spot.end())
+                for spot in re.finditer(r"\w+", folded(row.document.text))
+                if spot[0] in words
+            ]
+            met = {folded(row.document.text[begin:end]) for begin, end in spots}
+            if words and met.issuperset(words):
+                found.append(
+                    FoundDocument(row.image_id, row.document, created_at, float(len(spots)), tuple(spots))
+                )
+        found.sort(key=lambda each: (-each.rank, -each.created_at.timestamp(), each.image_id))
+        return found[offset : offset + limit]
 
     def _newest_first(self) -> list[ImageRow]:
         return sorted(self._images.values(), key=lambda row: (_created_at(row), row.image_id), reverse=True)
@@ -353,6 +416,10 @@ def _newest(rows: list[tuple[S, datetime]], within_seconds: float) -> list[S]:
     earliest = _now() - timedelta(seconds=within_seconds)
     in_order = sorted(rows, key=lambda stored: (stored[1], stored[0].image_id), reverse=True)
     return [row for row, created_at in in_order if created_at >= earliest]
+
+
+def _has_ended(row: StoredOutcome, worker: str) -> bool:
+    return row.worker == worker and row.state != "running"
 
 
 def _now() -> datetime:

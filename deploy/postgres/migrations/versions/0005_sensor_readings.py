@@ -10,8 +10,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "0005"
-# Beside 0004, which it has nothing to do with: either may be applied without the other.
-down_revision = "0003"
+down_revision = "0004"
 
 
 def upgrade() -> None:

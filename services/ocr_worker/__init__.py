@@ -1,0 +1,1 @@
+"""The ocr-worker service: document -> its text."""

@@ -1,0 +1,127 @@
+"""Files -> pages: pictures, TIFFs of many pages, PDFs.
+
+Beside the codes of `visionmesh.images`, a document is refused with one of these:
+
+* `encrypted_document`: a PDF that asks for a password
+* `corrupt_document`: a PDF that can't be opened, or a page of it that can't be drawn
+* `too_many_pages`
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pypdfium2
+import pypdfium2.raw as pdfium
+
+from visionmesh import images
+from visionmesh.errors import Rejected
+
+_POINTS_PER_INCH: Final = 72.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a document may take.
+
+    pages: of one file. bytes: of the file.
+    pixels: of one page; 12,000 x 12,000 is what large scanners give.
+    pixels_kept: a larger page is reduced to at most this before it is read. At 40 million the page is 120 MB.
+    dots_per_inch: at which a page of a PDF is drawn, unless it would have more than `pixels_kept`.
+    """
+
+    pages: int = 200
+    bytes: int = 100 * 1024 * 1024
+    pixels: int = 150_000_000
+    pixels_kept: int = 40_000_000
+    dots_per_inch: float = 200.0
+
+
+LIMITS: Final = Limits()
+
+
+def page_count(data: bytes, limits: Limits = LIMITS) -> int:
+    """How many pages a file has, without drawing one. Raises `Rejected`, also when they are too many."""
+    if _is_pdf(data):
+        with _opened(data, limits) as document:
+            return len(document)
+    count = images.page_count(data, limits=_of_picture(limits))
+    _check_count(count, limits)
+    return count
+
+
+def pages_of(data: bytes, limits: Limits = LIMITS, *, first: int = 1) -> Iterator[images.Page]:
+    """The pages of a file, one at a time, so that only one of them is in memory.
+
+    first: the page to begin with, from 1; those before it cost nothing. The page of a PDF has the size that
+    it was drawn at. Raises `Rejected`, also between pages; a file with too many is refused before the first.
+    """
+    return _pdf(data, limits, first) if _is_pdf(data) else _pictures(data, limits, first)
+
+
+def _is_pdf(data: bytes) -> bool:
+    return images.media_type(data[:64]) == "application/pdf"
+
+
+def _pictures(data: bytes, limits: Limits, first: int) -> Iterator[images.Page]:
+    of_picture = _of_picture(limits)
+    _check_count(images.page_count(data, limits=of_picture), limits)
+    yield from images.pages(data, at_most=limits.pixels_kept, limits=of_picture, first=first)
+
+
+def _of_picture(limits: Limits) -> images.Limits:
+    return images.Limits(bytes=limits.bytes, pixels=limits.pixels)
+
+
+def _opened(data: bytes, limits: Limits) -> pypdfium2.PdfDocument:
+    if len(data) > limits.bytes:
+        raise Rejected("too_many_bytes", f"The file has {len(data)} bytes; at most {limits.bytes} are taken.")
+    try:
+        document = pypdfium2.PdfDocument(data)
+    except pypdfium2.PdfiumError as error:
+        raise _unopened(error) from error
+    try:
+        _check_count(len(document), limits)
+    except Rejected:
+        document.close()
+        raise
+    return document
+
+
+def _pdf(data: bytes, limits: Limits, first: int) -> Iterator[images.Page]:
+    with _opened(data, limits) as document:
+        for number in range(first - 1, len(document)):
+            try:
+                yield _drawn(document[number], limits)
+            except pypdfium2.PdfiumError as error:
+                raise Rejected("corrupt_document", f"Page {number + 1} of the PDF can't be drawn.") from error
+
+
+def _unopened(error: pypdfium2.PdfiumError) -> Rejected:
+    if error.err_code in (pdfium.FPDF_ERR_PASSWORD, pdfium.FPDF_ERR_SECURITY):
+        return Rejected("encrypted_document", "The PDF asks for a password, so it can't be read.")
+    return Rejected("corrupt_document", "The file begins like a PDF but can't be opened as one.")
+
+
+def _check_count(pages: int, limits: Limits) -> None:
+    if pages > limits.pages:
+        raise Rejected(
+            "too_many_pages", f"The document has {pages} pages; at most {limits.pages} are taken in one file."
+        )
+
+
+def _drawn(page: pypdfium2.PdfPage, limits: Limits) -> images.Page:
+    width, height = page.get_size()
+    scale = limits.dots_per_inch / _POINTS_PER_INCH
+    if width * height > 0:
+        scale = min(scale, math.sqrt(limits.pixels_kept / (width * height)))
+    bitmap = page.render(scale=scale, rev_byteorder=True, no_smoothpath=False)
+    # The bitmap's memory goes with it.
+    picture = np.array(bitmap.to_numpy()[:, :, :3], dtype=np.uint8)
+    bitmap.close()
+    page.close()
+    return images.Page(picture, picture.shape[1], picture.shape[0])

@@ -1,0 +1,88 @@
+"""`mesh ocr`: the text of documents, here and now, without servers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from visionmesh.cli.console import fail
+from visionmesh.cli.pictures import error_of, pictures_of
+from visionmesh.errors import Rejected
+from visionmesh.ocr_document import as_json as told
+
+if TYPE_CHECKING:
+    from ocr_worker.domain import Engine
+
+_ALSO_READ: Final = frozenset((".pdf",))
+
+
+def ocr(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Pictures, PDFs and TIFFs, or folders (what they hold, to any depth)."),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line per file.")] = False,
+    language: Annotated[
+        str, typer.Option(help="ISO 639-1 with plus signs between, or `any` for all scripts.")
+    ] = "es+en",
+    engine: Annotated[str, typer.Option(help="rapidocr or paddleocr.")] = "rapidocr",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
+    max_pages: Annotated[int, typer.Option(min=1, help="Most pages of one file.")] = 200,
+) -> None:
+    """Read the text of documents here and now; no server is needed.
+
+    The exit status is 1 when any file could not be read. A page without text is no error.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    reader = _opened(engine, language, threads)
+    files = list(pictures_of(paths, also=_ALSO_READ))
+    unread = 0
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("reading", total=len(files))
+        for file in files:
+            answer = _read(file, reader, max_pages)
+            unread += "error" in answer
+            sys.stdout.write((json.dumps(answer) if as_json else _for_people(answer)) + "\n")
+            progress.advance(bar)
+    if unread:
+        fail(f"{unread} of {len(files)} could not be read.")
+
+
+def _opened(name: str, language: str, threads: int) -> Engine:
+    """The engine. Ends the program when it can't be had."""
+    import cv2
+
+    from ocr_worker.domain import open_engine
+
+    # OpenCV would take all cores beside the engine's threads.
+    cv2.setNumThreads(1)
+    try:
+        return open_engine(name, language, threads=threads)
+    except (ImportError, RuntimeError, ValueError) as error:
+        fail(str(error), 2)
+
+
+def _read(file: Path, engine: Engine, max_pages: int) -> dict[str, Any]:
+    from ocr_worker import domain
+
+    try:
+        document = domain.read_document(file.read_bytes(), engine, domain.Limits(pages=max_pages))
+    except Rejected as error:
+        return {"file": str(file), "error": {"code": error.code, "message": error.reason}}
+    except OSError as error:
+        return {"file": str(file), "error": error_of(error)}
+    return {"file": str(file), **told(document)}
+
+
+def _for_people(answer: dict[str, Any]) -> str:
+    if "error" in answer:
+        return f"{answer['file']}: {answer['error']['message']} ({answer['error']['code']})"
+    if not answer["text"]:
+        return f"{answer['file']}: no text"
+    return f"{answer['file']}:\n{answer['text']}\n"
