@@ -76,8 +76,7 @@ def train(arguments: argparse.Namespace) -> None:
     figures["decoding"] = extractors.decoding(arguments.seed)
     figures["made"] = _made(dataset, arguments)
     tables |= found
-    all_tables = tables | _of_kind(kept, "locator")
-    text = TABLES + "".join(f"\n{toml(table, name)}" for name, table in all_tables.items())
+    text = TABLES + toml(tables | _of_kind(kept, "locator"))
     (folder / "models.toml").write_text(text, encoding="utf-8")
     report.write(reports / report.FIGURES, figures)
     measured = {role: tables[f"classifier-{role}"] for role in report.THREE} | {

@@ -261,9 +261,7 @@ def write(
         **written(folder / FILES[size], qr_export.locator(net, WIDTHS[size], size)),
     }
     head = "".join(line for line in _lines(path) if line.startswith("#"))
-    path.write_text(
-        head + "".join(f"\n{toml(table, each)}" for each, table in tables.items()), encoding="utf-8"
-    )
+    path.write_text(head + toml(tables), encoding="utf-8")
     print(f"{name}: {tables[name]['bytes']} bytes in {folder / FILES[size]}", flush=True)
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import time
-import tomllib
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -41,7 +40,7 @@ from sklearn.preprocessing import StandardScaler
 from training import classifiers, data, export, measure, tracking
 from training.data import Dataset, Pictures
 from training.resnet50_graph import MEANS, NAME, Reduction, graph_of
-from training.tables import toml, written
+from training.tables import tables_in, toml, written
 
 VERSION = "1.0.0"
 SEED = 20241006
@@ -427,12 +426,8 @@ def fit_classifiers(
 
 def add_tables(path: Path, tables: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes the tables into models.toml at once, and keeps those of other models that are there."""
-    kept = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    text = TABLES
-    for name, table in (kept | dict(tables)).items():
-        text += f"\n{toml(table, name)}"
     draft = path.with_suffix(".new")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_text(TABLES + toml(tables_in(path.parent) | dict(tables)), encoding="utf-8")
     draft.replace(path)
 
 

@@ -312,7 +312,11 @@ def _grid_whole(scene: Scene) -> Iterator[Attempt | None]:
 
 
 def _sampled(variant: Variant, triple: Triple) -> Attempt | None:
-    reading = decoders.sampler(variant.grey, triple)
+    return _attempt(variant, decoders.sampler(variant.grey, triple))
+
+
+def _attempt(variant: Variant, reading: Reading | None) -> Attempt | None:
+    """Of a reading in the pixels of a variant, if there is one."""
     if reading is None:
         return None
     return Attempt(reading.at(variant.original(reading.corners)), variant.name, None)
@@ -342,11 +346,7 @@ def _worn(scene: Scene) -> Iterator[Attempt | None]:
     for worth, frame in likely[:_WORN_FRAMES]:
         if worth < _WORN_WORTH:
             break
-        reading = decoders.worn(scene.reduced.grey, frame)
-        if reading is None:
-            yield None
-        else:
-            yield Attempt(reading.at(scene.reduced.original(reading.corners)), scene.reduced.name, None)
+        yield _attempt(scene.reduced, decoders.worn(scene.reduced.grey, frame))
 
 
 def _locator(size: str, scene: Scene) -> Iterator[Attempt | None]:
