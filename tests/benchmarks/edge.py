@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -163,12 +164,20 @@ def answering(endpoints: Endpoints, folder: Path, rounds: int) -> None:
         connected(client)
         for rate in (5, 25):
             before = details(client)
-            every(1 / rate, 20 * rate, lambda: client.get("/imx477/sensor").raise_for_status())
+            ages: list[float] = []
+            every(1 / rate, 20 * rate, partial(ask_for_picture, client, ages))
             after = details(client)
             gained = {name: after[name] - before[name] for name in ("captures", "cache_hits", "shared")}
             share = 100 * gained["cache_hits"] / (20 * rate)
-            figure(f"edge: cache hits at {rate}/s", [share], "%")
+            figure(f"edge: cache hits at {rate}/s (goal 80)", [share], "%")
+            figure(f"edge: oldest picture at {rate}/s, received (goal <= 500)", [max(ages)], "ms")
             print(f"  {gained} of {20 * rate} requests")
+
+
+def ask_for_picture(client: httpx.Client, ages: list[float]) -> None:
+    """Appends the milliseconds since the camera gave the picture. Both processes have the same clock."""
+    answer = client.get("/imx477/sensor").raise_for_status().json()
+    ages.append((time.monotonic_ns() - answer["monotonic_ns"]) / 1e6)
 
 
 def details(client: httpx.Client) -> dict[str, int]:

@@ -31,7 +31,7 @@ from edge_publisher.devices.camera import (
     VideoCamera,
     open_camera,
 )
-from edge_publisher.devices.imx477 import Imx477, measure
+from edge_publisher.devices.imx477 import Imx477, ahead_of, measure
 from edge_publisher.devices.link import LinkLost
 from edge_publisher.devices.pool import Pool
 from edge_publisher.devices.protocol import DeviceState, Reading
@@ -251,6 +251,30 @@ def test_after_the_cache_has_expired_there_is_a_new_picture() -> None:
         await device.close()
 
     asyncio.run(scenario())
+
+
+def test_while_somebody_asks_a_picture_is_replaced_before_it_is_too_old() -> None:
+    async def scenario() -> None:
+        device = Imx477("pi-1", PlayedCamera(), cache_seconds=1, interval_seconds=3600)
+        stream = device.readings()
+        latest = await anext(stream)
+        for _ in range(2):
+            assert await device.read() is latest
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                latest = await anext(stream)
+        assert device.state.details["captures"] == 3
+        await device.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("took_ms", "ahead_ms"), [(1, 2), (100, 200), (250, 500), (499, 998), (500, None), (5000, None)]
+)
+def test_a_picture_is_replaced_early_enough_for_one_that_takes_twice_as_long(
+    took_ms: int, ahead_ms: int | None
+) -> None:
+    assert ahead_of(500, took_ms) == ahead_ms
 
 
 def test_who_goes_away_does_not_take_the_picture_along() -> None:

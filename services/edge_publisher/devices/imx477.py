@@ -1,8 +1,9 @@
 """The camera behind the protocol of devices: pictures at a set rate and when somebody asks.
 
 Taking a picture may take seconds. It happens in a pool of threads, for one picture at a time: all who ask
-meanwhile get that one, and all who ask soon after get it from the cache. What is measured in it is measured
-in parallel, on one grey picture.
+meanwhile get that one, and all who ask soon after get it from the cache. While somebody asks, the next one is
+taken before the one in the cache is too old. What is measured in it is measured in parallel, on one grey
+picture.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ _LONGEST_DELAY_SECONDS: Final = 5.0
 
 _LET_GO_SECONDS: Final = 1.0
 
+# How early a picture is replaced, in times of what it took itself: the next one may take longer.
+_AHEAD: Final = 2
+
 
 async def measure(pool: Pool, grey: Grey) -> tuple[float, float, Laser | None]:
     """Luminosity, sharpness and the laser spot of a picture, by all threads of the pool."""
@@ -71,11 +75,20 @@ async def measure(pool: Pool, grey: Grey) -> tuple[float, float, Laser | None]:
     return bright, variance(await sums), spot
 
 
+def ahead_of(cache_ns: int, took_ns: int) -> int | None:
+    """How long before a picture is too old the next one is begun, for one that took so long.
+
+    None where the next one would come too late: who asks meanwhile waits for it anyway.
+    """
+    return _AHEAD * took_ns if took_ns < cache_ns else None
+
+
 class Imx477:
     """A `Device` for any `Camera`.
 
-    workers: threads. cache_seconds: how old a picture may be for who asks. interval_seconds: from one picture
-    to the next when nobody asks. uploader: makes what pictures go up by, when `upload_interval_seconds` have
+    workers: threads. cache_seconds: how old a picture may be for who asks; while somebody asks, it is
+    replaced before it is that old, if the camera is quicker than that. interval_seconds: from one picture to
+    the next when nobody asks. uploader: makes what pictures go up by, when `upload_interval_seconds` have
     passed since the one before or the scene has changed by `upload_change` (grey levels of 255).
 
     Details of the state: `captures`, `cache_hits` (asked, and answered with a picture taken before), `shared`
@@ -112,6 +125,8 @@ class Imx477:
             self.state.count(name, 0)
         self._waiting: deque[Reading] = deque()
         self._arrived = asyncio.Event()
+        self._asked = asyncio.Event()
+        self._shot_ns = 0
         self._shot: asyncio.Task[Reading] | None = None
         self._last: Reading | None = None
         self._uploaded: tuple[int, Grey] | None = None
@@ -134,6 +149,7 @@ class Imx477:
     async def read(self) -> Reading:
         if self._ended:
             raise Unavailable(SENSOR, "The camera is closed.")
+        self._asked.set()
         last = self._last
         if last is not None and time.monotonic_ns() - last.monotonic_ns < self._cache_ns:
             self.state.count("cache_hits")
@@ -175,6 +191,8 @@ class Imx477:
         delay = _FIRST_DELAY_SECONDS
         due = time.monotonic()
         while True:
+            began = time.monotonic()
+            self._asked.clear()
             shot = self._take()
             await asyncio.wait({shot})
             if shot.cancelled() or shot.exception() is not None:
@@ -183,8 +201,20 @@ class Imx477:
                 due = time.monotonic()
                 continue
             delay = _FIRST_DELAY_SECONDS
-            due = max(due + self._interval_seconds, time.monotonic())
-            await asyncio.sleep(due - time.monotonic())
+            due = max(min(due, began) + self._interval_seconds, time.monotonic())
+            await self._rest(due)
+
+    async def _rest(self, due: float) -> None:
+        """Until a picture is due; when somebody asks, until the latest one has to be replaced."""
+        try:
+            async with asyncio.timeout(due - time.monotonic()):
+                await self._asked.wait()
+        except TimeoutError:
+            return
+        ahead_ns = ahead_of(self._cache_ns, self._shot_ns)
+        if self._last is not None and ahead_ns is not None:
+            due = min(due, (self._last.monotonic_ns + self._cache_ns - ahead_ns) / 1e9)
+        await asyncio.sleep(due - time.monotonic())
 
     async def _shoot(self) -> Reading:
         """Takes a picture and looks at it. Raises `LinkLost`."""
@@ -227,6 +257,7 @@ class Imx477:
         )
         reading = Reading(self.device_id, SENSOR, msgspec.structs.asdict(values), captured_at, taken_ns)
         self._keep(reading)
+        self._shot_ns = time.monotonic_ns() - started
         return reading
 
     def _capture(self) -> tuple[Picture, Grey, int, datetime]:
