@@ -50,7 +50,12 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/ocr-worker.txt,target=/tmp/requirements.txt \
     pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
 
+# Simulated Bluetooth runs on a message bus of its own; dbus-daemon serves only who has a name.
 FROM base AS edge-publisher-dependencies
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dbus-daemon \
+    && useradd --uid ${MESH_UID} --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin visionmesh
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/edge-publisher.txt,target=/tmp/requirements.txt \
     pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
