@@ -187,6 +187,16 @@ def test_a_jump_on_a_bad_line_passes_when_the_next_frame_agrees() -> None:
     assert decoder.counts["implausible"] == 0
 
 
+@pytest.mark.parametrize("hertz", [1, 10, 100, 250])
+def test_what_moves_at_three_metres_a_second_passes_a_bad_line_at_any_rate(hertz: int) -> None:
+    centimetres = [round(100 + 300 * number / hertz) for number in range(3 * hertz)]
+    frames = [frame_of(each, 2_000_000 // (each + 300), 31.0) for each in centimetres]
+    decoder = TfLunaDecoder(hertz)
+    decoder.feed(frames[0][:-1] + b"\x00" + frames[0])
+    assert distances(decoder.feed(b"".join(frames))) == centimetres
+    assert decoder.counts == {"frames": len(frames) + 1, "damaged": 1, "implausible": 0}
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_noise_in_one_byte_of_a_hundred_passes_no_wrong_distance(seed: int) -> None:
     frames = moving(25_000)

@@ -59,7 +59,7 @@ class _Builder:
             "tfluna",
             lambda port: _serial(port, settings.tfluna_baud, greeting),
             settings.tfluna_port,
-            TfLunaDecoder,
+            partial(TfLunaDecoder, settings.tfluna_hz),
         )
 
     def _mpu6050(self) -> Device:

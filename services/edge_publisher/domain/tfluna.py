@@ -28,20 +28,23 @@ _FARTHEST_CM: Final = 1200
 _COLDEST: Final = (256 - 40) * 8
 _WARMEST: Final = (256 + 125) * 8
 
-# Frames. For this long after a damaged one, the line is taken to be bad: a second at the full rate. So is a
-# line of which nothing is known: if it damages one byte in a hundred, so many frames tell almost surely.
-_SUSPICION: Final = 250
+# Frames a second, when the sensor is told nothing else.
+_FULL_RATE: Final = 250
+
+# Frames. A line of which nothing is known is taken to be bad: if it damages one byte in a hundred, so many
+# tell almost surely.
 _FIRST: Final = 32
 
-# How far two neighbouring measurements may be apart: an object that moves at 5 m/s in 4 ms, and the sensor's
-# noise, which grows with the distance.
-_NEAR_CM: Final = 3
+# How far two neighbouring measurements may be apart: the sensor's noise, which grows with the distance, and
+# an object that moves at 5 m/s.
+_NEAR_CM: Final = 1
 _NEAR_SHARE: Final = 0.01
+_CM_PER_SECOND: Final = 500
 
-# Likewise of amplitude and temperature: the echo of one object changes by little in 4 ms, and the chip's
-# temperature hardly at all.
+# Likewise of amplitude and temperature: the echo of such an object changes by some 10 % in 4 ms, and the
+# chip's temperature hardly at all.
 _NEAR_AMPLITUDE: Final = 64
-_NEAR_AMPLITUDE_SHARE: Final = 0.1
+_NEAR_AMPLITUDE_PER_SECOND: Final = 25
 _NEAR_EIGHTHS: Final = 1
 
 # A set of three numbers as they stand in the frame: distance, amplitude, temperature.
@@ -51,11 +54,15 @@ _Raw = tuple[int, int, int]
 class TfLunaDecoder:
     """Frames in, distances out, in order.
 
+    hertz: frames a second, as the sensor was told; the slower, the more may change from one to the next. For
+    a second after a damaged frame, the line is taken to be bad.
+
     Of any garbage, and of bytes that were lost, it takes at most one good frame along. A frame that is held
     until its neighbour confirms it comes out with that neighbour.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hertz: int = _FULL_RATE) -> None:
+        self._hertz = hertz
         self._buffer = bytearray()
         self._suspicious = _FIRST
         self._last: _Raw | None = None
@@ -86,7 +93,7 @@ class TfLunaDecoder:
             if after is None:
                 break
             self._counts["damaged"] += 1
-            self._suspicious = _SUSPICION
+            self._suspicious = self._hertz
             start = after
         del buffer[:start]
         return found
@@ -96,10 +103,10 @@ class TfLunaDecoder:
         held, self._held = self._held, None
         if self._suspicious:
             self._suspicious -= 1
-            if held is None or not near(frame, held):
+            if held is None or not near(frame, held, self._hertz):
                 self._counts["implausible"] += held is not None
                 held = None
-                if self._last is not None and not near(frame, self._last):
+                if self._last is not None and not near(frame, self._last, self._hertz):
                     self._held = frame
                     return
         # Where the line has been good since, what was held is as good as what follows.
@@ -146,11 +153,11 @@ def _can_be(distance: int, amplitude: int, temperature: int) -> bool:
     return _COLDEST <= temperature <= _WARMEST and (distance <= _FARTHEST_CM or not valid)
 
 
-def near(one: _Raw, other: _Raw) -> bool:
-    """Whether two measurements can follow each other."""
+def near(one: _Raw, other: _Raw, hertz: int) -> bool:
+    """Whether two measurements can follow each other, of so many a second."""
     return (
-        abs(one[0] - other[0]) <= _NEAR_CM + _NEAR_SHARE * other[0]
-        and abs(one[1] - other[1]) <= _NEAR_AMPLITUDE + _NEAR_AMPLITUDE_SHARE * other[1]
+        abs(one[0] - other[0]) <= _NEAR_CM + _CM_PER_SECOND / hertz + _NEAR_SHARE * other[0]
+        and abs(one[1] - other[1]) <= _NEAR_AMPLITUDE + _NEAR_AMPLITUDE_PER_SECOND / hertz * other[1]
         and abs(one[2] - other[2]) <= _NEAR_EIGHTHS
     )
 
