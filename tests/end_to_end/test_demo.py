@@ -33,4 +33,6 @@ def test_the_demo_shows_labels_the_agreed_one_and_codes_and_leaves_nothing(tmp_p
     assert [row for row in rows if "visionmesh reads QR codes" in row] == [
         row for row in rows if "qr.png" in row
     ]
+    for sensor in ("imx477", "mpu6050", "tfluna"):
+        assert sum(f" {sensor} " in line and "simulated" in line for line in ended.stdout.splitlines()) == 1
     assert not (tmp_path / "running.json").exists()

@@ -106,11 +106,12 @@ def demo(
     directory: Directory = DIRECTORY,
     ports: PortsOption = PortsName.seed,
 ) -> None:
-    """Start the mesh, classify the sample pictures, read their QR codes, and stay up."""
+    """Start the mesh, classify the sample pictures, read their QR codes, read its sensors, and stay up."""
     samples = sorted(path for path in SAMPLES.iterdir() if path.suffix in {".jpg", ".png"})
     plan = Plan(stack, scale, classifiers, shadows, directory, ports, camera_uploads=not once)
     with _until_signalled() as stopped, _mesh(plan, stopped) as mesh:
         complete = _show_samples(mesh, samples, stopped)
+        _show_sensors(mesh, stopped)
         if not once and not stopped():
             _print_addresses(mesh)
             mesh.keep(stopped)
@@ -324,6 +325,30 @@ def _codes(
         mesh.tend()
         time.sleep(_POLL_SECONDS)
     return None
+
+
+def _show_sensors(mesh: Mesh, stopped: Callable[[], bool]) -> None:
+    """Prints what Postgres has of every sensor last, as soon as it has something of each."""
+    import httpx
+    from rich.console import Console
+    from rich.table import Table
+
+    with httpx.Client(timeout=10) as client:
+        device = client.get(f"{mesh.url_of('edge-publisher')}/sensors").json()
+        deadline = time.monotonic() + _RESULT_SECONDS
+        while True:
+            stored = client.get(f"{mesh.url_of('ingest-api')}/sensors").json()["sensors"]
+            found = [one for one in stored if one["device_id"] == device["device_id"]]
+            if len(found) >= len(device["sensors"]) or stopped() or time.monotonic() > deadline:
+                break
+            mesh.tend()
+            time.sleep(_POLL_SECONDS)
+    sources = {one["sensor"]: one["source"] for one in device["sensors"]}
+    table = Table("sensor", "on", "readings", "the latest")
+    for one in found:
+        values = ", ".join(f"{name} {value}" for name, value in one["values"].items() if value is not None)
+        table.add_row(one["sensor"], sources.get(one["sensor"], "-"), str(one["seq"]), values)
+    Console().print(table)
 
 
 def _result(client: Any, image_id: str, mesh: Mesh, stopped: Callable[[], bool]) -> dict[str, Any]:
