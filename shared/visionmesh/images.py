@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,8 +41,10 @@ class Limits:
 
 LIMITS: Final = Limits()
 
-# Pillow's own check raises beyond twice this; beyond once it only warns, and `Limits` refuses.
+# Pillow's own check raises beyond twice this; beyond once it only warns, in the log of whoever takes pictures
+# of that size, and `Limits` refuses.
 Image.MAX_IMAGE_PIXELS = LIMITS.pixels
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ in capitals; pages with it.
 Two rates: of the whole text in the order in which the reader gives it, and `by line`, of each true line
 beside what was read inside of it. `held out` are the odd ones of the receipts: settings were chosen on the
 even ones. Seconds are of CPU time (`--wall`: of the clock), from the decoded picture to the text; those of
-Tesseract have its start and the decoding too, since it is a program.
+Tesseract have its start and the decoding too, since it is a program. Ctrl-C ends the receipts, or the pages,
+and tells what was measured by then.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,14 +111,15 @@ def main(arguments: Sequence[str] = ()) -> int:
 def _receipts(paths: Sequence[Path], readers: dict[str, Reader], wall: bool) -> None:
     every = {name: Tally() for name in readers}
     held_out = {name: Tally() for name in readers}
-    for number, path in enumerate(paths):
+    for number, (path, answers) in enumerate(_answers(paths, readers)):
         true = [Line(line.text.upper(), line.box) for line in receipt(path.with_suffix(".csv"))]
-        for name, reader in readers.items():
-            answer = reader(path)
+        for name, answer in answers.items():
             read = [Line(line.text.upper(), line.box) for line in answer.lines]
             order = in_order([line.text for line in true], [line.text for line in read])
             for tally in (every, held_out)[: 1 + number % 2]:
                 tally[name].add(answer, order, matched(true, read), wall)
+    if not next(iter(every.values())).seconds:
+        return
     for name, tally in every.items():
         _report(f"receipts, {name}", tally)
         if name != OURS and OURS in every:
@@ -133,17 +135,28 @@ def _receipts(paths: Sequence[Path], readers: dict[str, Reader], wall: bool) -> 
             figure(f"receipts held out, {name}: errors by line", [100 * tally.lines.rate], "%")
 
 
+def _answers(paths: Sequence[Path], readers: dict[str, Reader]) -> Iterator[tuple[Path, dict[str, Answer]]]:
+    """What every reader made of a picture, of one after the other, until all are done or Ctrl-C."""
+    for number, path in enumerate(paths):
+        try:
+            answers = {name: reader(path) for name, reader in readers.items()}
+        except KeyboardInterrupt:
+            print(f"ocr: stopped after {number} of {len(paths)}")
+            return
+        yield path, answers
+
+
 def _pages(paths: Sequence[Path], readers: dict[str, Reader], wall: bool) -> None:
     tallies = {name: Tally() for name in readers}
-    for path in paths:
+    for path, answers in _answers(paths, readers):
         true = _true_text(path)
-        for name, reader in readers.items():
-            answer = reader(path)
+        for name, answer in answers.items():
             errors = in_order([true], [line.text for line in answer.lines])
             tallies[name].add(answer, errors, errors, wall)
             figure(f"{path.name}, {name}: errors", [100 * errors.rate], "%")
     for name, tally in tallies.items():
-        _report(f"pages, {name}", tally)
+        if tally.seconds:
+            _report(f"pages, {name}", tally)
 
 
 def _true_text(path: Path) -> str:
@@ -208,6 +221,8 @@ def _process(command: list[str], stack: ExitStack) -> Reader:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            # Ctrl-C is for the benchmark.
+            start_new_session=True,
             env={**os.environ, "PYTHONPATH": path},
         )
     )

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from contextlib import suppress
 from typing import Any
@@ -199,6 +201,22 @@ def test_limits_are_inclusive() -> None:
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_picture_just_over_the_default_limit_is_refused_though_pillow_only_warns() -> None:
     assert rejection(bomb(10_001, 10_000)) == "too_many_pixels"
+
+
+def test_a_picture_that_a_caller_takes_though_it_is_large_leaves_no_warning_in_the_log() -> None:
+    # In a process of its own: pytest has its own say in warnings.
+    script = (
+        "import sys; from visionmesh.images import Limits, page_count;"
+        "print(page_count(sys.stdin.buffer.read(), limits=Limits(pixels=150_000_000)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        input=bomb(12_000, 12_000),
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert (ran.stdout.strip(), ran.stderr) == (b"1", b"")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from benchmarks.ocr_scores import Box, Line, distance, in_order, matched
 from ocr_worker.domain import upright
 from ocr_worker.domain.alphabet import Alphabet, UnknownLanguageError
-from ocr_worker.domain.crops import crops_of
+from ocr_worker.domain.crops import crops_of, cut
 from ocr_worker.domain.detection import Boxes, Detection, boxes_of, run_upright
 from ocr_worker.domain.engine import EngineBusyError, OnePageAtATime
 from ocr_worker.domain.reading_order import reading_order, text_of
-from ocr_worker.domain.recognition import HEIGHT, Recognised, batches, decoded
+from ocr_worker.domain.recognition import HEIGHT, Cell, Recognised, batches, decoded
 from visionmesh.ocr_document import OcrDocument, PageSize, TextLine, as_json, from_json
 
 
@@ -94,6 +94,16 @@ def test_text_that_runs_up_is_turned_to_the_right() -> None:
     assert tuple(lines[3][24, 400]) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_box_is_cut_along_its_text(turned: bool) -> None:
+    level = np.array(((10, 5), (110, 5), (110, 25), (10, 25)), np.float32)
+    first = np.array(((10, 5), (40, 5), (40, 25), (10, 25)), np.float32)
+    second = np.array(((40, 5), (110, 5), (110, 25), (40, 25)), np.float32)
+    box, *parts = (np.roll(corners, -int(turned), axis=0) for corners in (level, first, second))
+    assert np.allclose(list(cut(box, 200, [0, 60], turned)), parts, atol=1e-4)
+    assert np.allclose(list(cut(box, 200, [0], turned)), [box], atol=1e-4)
+
+
 # Recognition.
 
 
@@ -126,6 +136,15 @@ def test_a_space_that_the_network_leaned_to_is_written_once() -> None:
     assert decoded(said("a_ _l", CHARACTERS, leaning={1: 0.3}), CHARACTERS).text == "a l"
     # In front of the first character there is nothing to divide.
     assert decoded(said("_a", CHARACTERS, leaning={0: 0.4}), CHARACTERS).text == "a"
+
+
+def test_a_space_as_wide_as_the_line_is_high_divides_two_cells() -> None:
+    narrow = decoded(said("_a__ __l_", CHARACTERS), CHARACTERS)
+    assert (narrow.text, narrow.cells) == ("a l", (Cell("a l", 0.0),))
+    wide = decoded(said("_aa__ ___ll_o o", CHARACTERS), CHARACTERS)
+    assert (wide.text, wide.cells) == ("a lo o", (Cell("a", 0.0), Cell("lo o", 8 * 6.0)))
+    # Blanks alone are a character that was not read.
+    assert len(decoded(said("_a_______l_", CHARACTERS), CHARACTERS).cells) == 1
 
 
 def test_an_opening_mark_that_nothing_closes_is_a_mistake() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Final
 
 import cv2
@@ -30,6 +32,19 @@ def crops_of(page: PageImage, boxes: Boxes) -> list[LineImage]:
             pages[factor] = cv2.resize(page, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
         crops.append(_level(pages[factor], np.roll(box, 1, axis=0) if turned else box, factor))
     return crops
+
+
+def cut(box: Boxes, width: int, lefts: Sequence[float], turned: bool) -> Iterator[Boxes]:
+    """The parts of a box, float32 [4, 2] each, that begin at some pixels of its picture.
+
+    width: of the picture. turned: whether the text runs up.
+    """
+    along = np.roll(box, int(turned), axis=0)
+    for edges in pairwise((*lefts, width)):
+        share = np.array(edges, np.float32)[:, None] / width
+        upper = along[0] + share * (along[1] - along[0])
+        lower = along[3] + share * (along[2] - along[3])
+        yield np.roll(np.concatenate((upper, lower[::-1])), -int(turned), axis=0)
 
 
 def _level(page: PageImage, box: Boxes, factor: int) -> LineImage:

@@ -15,8 +15,8 @@ import numpy as np
 
 from ocr_worker.domain import models, upright
 from ocr_worker.domain.alphabet import Alphabet
-from ocr_worker.domain.crops import crops_of
-from ocr_worker.domain.detection import NO_BOXES, Boxes, Detection, detect, heights_of
+from ocr_worker.domain.crops import crops_of, cut
+from ocr_worker.domain.detection import NO_BOXES, Boxes, Detection, detect, heights_of, run_upright
 from ocr_worker.domain.engine import OnePageAtATime, PageImage, PageText
 from ocr_worker.domain.letters import LETTERS
 from ocr_worker.domain.reading_order import reading_order
@@ -89,13 +89,17 @@ class RapidOcr:
             quarters += 2
             boxes = upright.turned_over(boxes, seen.shape[1], seen.shape[0])
             boxes = boxes[reading_order(boxes)]
-            texts = self._recognised(crops_of(upright.turned(seen, 2), boxes))
+            crops = crops_of(upright.turned(seen, 2), boxes)
+            texts = self._recognised(crops)
         height, width = page.shape[:2]
         places = upright.turned_back(boxes, quarters, width, height)
         lines = [
-            TextLine(read.text, tuple((float(x), float(y)) for x, y in place), read.confidence)
-            for read, place in zip(texts, places, strict=True)
-            if read.text and read.confidence >= self._settings.confidence
+            TextLine(cell.text, tuple((float(x), float(y)) for x, y in place), read.confidence)
+            for read, crop, turned, box in zip(texts, crops, run_upright(boxes), places, strict=True)
+            if read.confidence >= self._settings.confidence
+            for cell, place in zip(
+                read.cells, cut(box, crop.shape[1], [cell.left for cell in read.cells], turned), strict=True
+            )
         ]
         clock.ended("recognise")
         return PageText(lines, clock.seconds)
