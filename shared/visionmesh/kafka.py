@@ -39,6 +39,11 @@ _FLUSH_SLICE_SECONDS: Final = 0.2
 
 _PING_SECONDS: Final = 2.0
 
+# Its lines become log lines like all others, instead of text on stderr.
+_LIBRARY_LOG: Final = logging.getLogger("librdkafka")
+_REPEAT_SECONDS: Final = 60.0
+_REMEMBERED_LINES: Final = 1000
+
 # How many batches a consumer has fetched ahead, per partition.
 _BATCHES_FETCHED: Final = 20
 
@@ -108,12 +113,36 @@ class Publisher(Protocol):
         """
 
 
+class OnceInAWhile(logging.Filter):
+    """Lets a line through that was not there for a minute, but for how long it took.
+
+    A broker that is away is tried up to twenty times a second, with a line each time.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        line, _, _ = record.getMessage().partition(" (after ")
+        now = self._clock()
+        if now - self._last.get(line, -_REPEAT_SECONDS) < _REPEAT_SECONDS:
+            return False
+        if len(self._last) >= _REMEMBERED_LINES:
+            self._last.clear()
+        self._last[line] = now
+        return True
+
+
+_LIBRARY_LOG.addFilter(OnceInAWhile())
+
+
 def client_config(settings: Settings) -> dict[str, Any]:
     """What every client of the mesh shares."""
     return {
         "bootstrap.servers": settings.kafka_bootstrap,
-        # Its lines become log lines like all others, instead of text on stderr.
-        "logger": logging.getLogger("librdkafka"),
+        "logger": _LIBRARY_LOG,
         # The broker is waited for; a line per refused connection would drown the log.
         "log.connection.close": False,
         "reconnect.backoff.max.ms": 1000,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from visionmesh import kafka
 from visionmesh.errors import Unavailable
-from visionmesh.kafka import KafkaPublisher, PartitionOffsets, Record
+from visionmesh.kafka import KafkaPublisher, OnceInAWhile, PartitionOffsets, Record
 from visionmesh.settings import Settings
 
 
@@ -55,3 +56,25 @@ def test_a_fatal_error_replaces_the_producer_and_asks_for_the_whole_batch_again(
 )
 def test_lag(low: int, high: int, committed: int | None, lag: int) -> None:
     assert PartitionOffsets(0, low, high, committed).lag == lag
+
+
+def test_the_librarys_line_about_a_broker_that_is_away_comes_once_a_minute() -> None:
+    now = 0.0
+    once = OnceInAWhile(lambda: now)
+
+    def passes(line: str) -> bool:
+        return once.filter(logging.makeLogRecord({"msg": "%s", "args": (line,)}))
+
+    refused = "FAIL [rdkafka#producer-1] localhost:9092: Connection refused (after {}ms in state CONNECT)"
+    assert passes(refused.format(0))
+    assert passes("FAIL [rdkafka#producer-1] localhost:9092: Disconnected (after 59ms in state UP)")
+    now = 59.9
+    assert not passes(refused.format(1))
+    now = 60.0
+    assert [passes(refused.format(each)) for each in range(3)] == [True, False, False]
+    assert sum(passes(f"line {number}") for number in range(5000)) == 5000
+
+
+def test_clients_log_by_the_filtered_logger() -> None:
+    logger = kafka.client_config(Settings())["logger"]
+    assert any(isinstance(each, OnceInAWhile) for each in logger.filters)
