@@ -50,6 +50,17 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/ocr-worker.txt,target=/tmp/requirements.txt \
     pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
 
+# PaddleOCR beside the service's own packages. Its OpenCV wants the libraries of a screen; --no-deps, because the
+# lock leaves out the one without windows, which would overwrite it.
+FROM base AS ocr-worker-paddleocr-dependencies
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    libgl1 libglib2.0-0 libgomp1
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/paddleocr.txt,target=/tmp/requirements.txt \
+    pip install --no-deps --require-hashes -r /tmp/requirements.txt
+
 # Simulated Bluetooth runs on a message bus of its own; dbus-daemon serves only who has a name.
 FROM base AS edge-publisher-dependencies
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
@@ -134,6 +145,23 @@ COPY services/ocr_worker /app/services/ocr_worker
 RUN python -m compileall -q --invalidation-mode unchecked-hash /app
 USER ${MESH_UID}:${MESH_UID}
 ENV MESH_HTTP_PORT=8500 \
+    MALLOC_TRIM_THRESHOLD_=131072
+EXPOSE 8500
+CMD ["python", "-m", "ocr_worker"]
+
+# The same service on PaddleOCR (docker-compose.paddleocr.yml). Models are no part of the image: they lie in a
+# folder that is mounted.
+FROM ocr-worker-paddleocr-dependencies AS ocr-worker-paddleocr
+COPY shared /app/shared
+COPY services/ocr_worker /app/services/ocr_worker
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+USER ${MESH_UID}:${MESH_UID}
+ENV MESH_HTTP_PORT=8500 \
+    MESH_OCR_ENGINE=paddleocr \
+    MESH_OCR_PADDLE_MODELS=/app/models \
+    HOME=/tmp \
+    PADDLE_PDX_CACHE_HOME=/tmp/paddlex \
+    PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK=True \
     MALLOC_TRIM_THRESHOLD_=131072
 EXPOSE 8500
 CMD ["python", "-m", "ocr_worker"]

@@ -339,6 +339,20 @@ def test_paddlex_s_server_is_locked_up_like_the_others_and_asked_by_ocr_worker()
         )
 
 
+def test_the_paddleocr_image_takes_the_place_of_ocr_worker() -> None:
+    (worker,) = yaml.safe_load((ROOT / "docker-compose.paddleocr.yml").read_text())["services"].values()
+    assert worker["image"] != SERVICES["ocr-worker"]["image"]
+    stage = DOCKERFILE.split(f" AS {worker['build']['target']}\n")[1].split("\nFROM ")[0]
+    assert "USER ${MESH_UID}:${MESH_UID}" in stage
+    assert "MESH_OCR_ENGINE=paddleocr" in stage
+    assert "source=requirements/paddleocr.txt" in DOCKERFILE
+    (mount,) = worker["volumes"]
+    assert f"MESH_OCR_PADDLE_MODELS={mount.split(':')[-2]} " in stage
+    assert f"ENV MESH_HTTP_PORT={HTTP_PORTS['ocr-worker']} " in stage
+    ceiling = int(worker["environment"]["MESH_OCR_ENGINE_MEMORY_BYTES"])
+    assert ceiling < int(worker["deploy"]["resources"]["limits"]["memory"].removesuffix("G")) * 1024**3
+
+
 @pytest.mark.parametrize(
     ("files", "more"),
     [
@@ -347,8 +361,9 @@ def test_paddlex_s_server_is_locked_up_like_the_others_and_asked_by_ocr_worker()
         (["docker-compose.qreader.yml"], set()),
         (["docker-compose.ocr-replicas.yml"], set()),
         (["docker-compose.paddlex.yml"], {"paddlex"}),
+        (["docker-compose.paddleocr.yml"], set()),
     ],
-    ids=["alone", "fourth", "qreader", "ocr-replicas", "paddlex"],
+    ids=["alone", "fourth", "qreader", "ocr-replicas", "paddlex", "paddleocr"],
 )
 def test_compose_reads_the_files(files: list[str], more: set[str], tmp_path: Path) -> None:
     if shutil.which("docker") is None or shutil.which("make") is None:
