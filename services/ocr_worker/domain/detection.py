@@ -88,6 +88,8 @@ def run_upright(boxes: Boxes) -> NDArray[np.bool_]:
 
     They are higher than wide, and higher than a line: a lone 1 is not turned.
     """
+    if not len(boxes):
+        return np.zeros(0, np.bool_)
     width, height = _sides(boxes)
     return (height >= _UPRIGHT * width) & (height >= _HIGHER * np.median(heights_of(boxes)))
 
