@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,7 @@ from edge_publisher.devices.build import open_devices
 from edge_publisher.devices.i2c_link import Mpu6050Link
 from edge_publisher.devices.imx477 import measure
 from edge_publisher.devices.pool import Pool
+from edge_publisher.devices.protocol import Device
 from edge_publisher.devices.serial_link import SerialLink
 from edge_publisher.devices.stream import StreamDevice
 from edge_publisher.domain.mpu6050 import BurstDecoder, Ranges
@@ -40,7 +42,10 @@ from edge_publisher.simulation.chip import Mpu6050Chip
 from edge_publisher.simulation.process import SimulatedLink
 from edge_publisher.simulation.ptys import TfLunaSensor
 from visionmesh.contracts import TfLunaValues
+from visionmesh.errors import Unavailable
 from visionmesh.settings import EdgeSettings
+
+CONNECT_SECONDS = 60.0
 
 HERTZ = 250
 NOISE = 0.01
@@ -144,6 +149,14 @@ def noise(frames: int) -> None:
 # Drivers
 
 
+async def connected(device: Device) -> None:
+    """Waits until it gives readings: on a busy machine, longer than who asks for one waits."""
+    async with asyncio.timeout(CONNECT_SECONDS):
+        while not device.state.connected:
+            with suppress(Unavailable):
+                await device.read()
+
+
 class Sequence250(TfLunaSensor):
     """Sends a known sequence, so that what arrives can be compared with it."""
 
@@ -220,7 +233,7 @@ async def on_a_bus(seconds: float) -> None:
     for hertz in (100, 200, 500):
         link = Mpu6050Link(Mpu6050Chip().open, "chip", address=0x68, ranges=Ranges(), hertz=hertz)
         device = StreamDevice("bench", "mpu6050", link, lambda: BurstDecoder(Ranges()))
-        await device.read()
+        await connected(device)
         spent, started, before = time.process_time(), time.monotonic(), device.state.readings
         await asyncio.sleep(seconds / 3)
         passed = time.monotonic() - started
@@ -309,7 +322,7 @@ async def recovery(rounds: int) -> None:
         assert isinstance(device, StreamDevice)
         assert isinstance(device._link, SimulatedLink)
         simulator = device._link._simulator
-        await device.read()
+        await connected(device)
 
         async def unplug(sensor: str = sensor, do: Callable[..., Any] = simulator.do) -> None:
             await asyncio.to_thread(do, "unplug", sensor=sensor)
@@ -326,7 +339,7 @@ async def recovery(rounds: int) -> None:
         Mpu6050Link(chip.open, "i2c", address=0x68, ranges=Ranges(), hertz=100),
         lambda: BurstDecoder(Ranges()),
     )
-    await device.read()
+    await connected(device)
 
     async def fail() -> None:
         chip.failing = -1
