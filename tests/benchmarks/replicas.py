@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from visionmesh.mesh import STOP_SECONDS, Replica, Service, why_not_ready
 from visionmesh.stack.ports import free_port
 
-READY_SECONDS = 120.0
+READY_SECONDS = 300.0
 
 
 @contextmanager
