@@ -32,6 +32,7 @@ import yaml
 from confluent_kafka import Producer
 from minio import Minio
 from PIL import Image, ImageDraw
+from websockets.sync.client import connect
 
 from visionmesh.topics import CLASSIFIERS, IMAGES
 
@@ -133,6 +134,26 @@ def all_three(image_id: str) -> bool:
     return {f"classifier-{name}" for name in found} == set(CLASSIFIERS)
 
 
+def document(pages: int) -> bytes:
+    """A PDF whose pages say which they are."""
+    sheets = [Image.new("RGB", (1000, 700), "white") for _ in range(pages)]
+    for number, sheet in enumerate(sheets, 1):
+        for line in range(12):
+            ImageDraw.Draw(sheet).text(
+                (40, 20 + 55 * line), f"Hoja {number} de {pages}", fill="black", font_size=32
+            )
+    buffer = io.BytesIO()
+    sheets[0].save(buffer, "PDF", save_all=True, append_images=sheets[1:])
+    return buffer.getvalue()
+
+
+def pages_read(worker: str) -> float:
+    """What a container of ocr-worker says that it has read since it started."""
+    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8500/metrics').read().decode())"
+    done = subprocess.run(["docker", "exec", worker, "python", "-c", ask], capture_output=True, text=True)
+    return float(done.stdout.partition("\nmesh_ocr_pages_total ")[2].partition("\n")[0] or 0)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -226,6 +247,33 @@ def test_the_ocr_worker_answers_stores_and_finds(mesh: Mesh) -> None:
     assert hit["image_id"] == task_id
     made = httpx.get(f"{http(8001)}/images/{task_id}/text.pdf", timeout=60)
     assert made.headers["content-type"] == "application/pdf"
+    drawn = httpx.get(f"{http(8001)}/images/{task_id}/annotated", params={"task": "ocr"}, timeout=60)
+    assert Image.open(io.BytesIO(drawn.content)).size == page.size
+
+
+def test_a_killed_ocr_worker_leaves_its_document_to_another(mesh: Mesh) -> None:
+    scale = ("up", "--wait", "--no-recreate", "--no-deps", "--scale", "ocr-worker=2", "ocr-worker")
+    mesh.compose(*scale)
+    workers = mesh.containers("ocr-worker")
+    assert len(workers) == 2
+    before = {worker: pages_read(worker) for worker in workers}
+    pages = 40
+    file = document(pages)
+    task_id = httpx.post(f"{http(8500)}/process", files={"file": file}, timeout=60).json()["task_id"]
+
+    def reading() -> str | None:
+        return next((worker for worker in workers if pages_read(worker) >= before[worker] + 2), None)
+
+    doomed = eventually(reading, 60, "a worker in the middle of the document")
+    subprocess.run(["docker", "kill", "-s", "KILL", doomed], check=True, capture_output=True)
+    result = f"{http(8500)}/result/{task_id}"
+    assert httpx.get(result, timeout=10).json()["status"] == "processing", "it was read before the kill"
+    found = eventually(lambda: httpx.get(result, timeout=10).json().get("result"), 180, "the whole text")
+    assert len(found["pages"]) == pages
+    assert all(f"Hoja {page} de {pages}" in found["text"] for page in range(1, pages + 1))
+    (survivor,) = set(workers) - {doomed}
+    assert pages_read(survivor) >= before[survivor] + pages
+    mesh.compose("up", "-d", "--no-deps", "--scale", "ocr-worker=1", "ocr-worker")
 
 
 def test_a_plain_producer_on_the_host_is_served(mesh: Mesh) -> None:
@@ -305,6 +353,9 @@ def test_a_device_with_simulated_sensors_is_read_back(mesh: Mesh) -> None:
         return {one["sensor"] for one in httpx.get(f"{http(8001)}/sensors", timeout=10).json()["sensors"]}
 
     eventually(lambda: {"imx477", "mpu6050", "tfluna", "hcsr04"} <= sensors(), 60, "readings of every sensor")
+    assert "simulated_otherwise" not in mesh.compose("logs", "edge-publisher"), "bleak has no bus"
+    with connect(f"ws://{ADDRESS}:8000/ws?sensor=hcsr04", open_timeout=20) as live:
+        assert json.loads(live.recv(timeout=20))["sensor"] == "hcsr04"
     path = f"{http(8001)}/sensors/edge-1/tfluna/readings"
     first = httpx.get(path, params={"limit": 10}).json()["readings"]
     assert [one["seq"] for one in first] == list(range(1, 11))
