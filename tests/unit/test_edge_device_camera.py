@@ -268,6 +268,26 @@ def test_while_somebody_asks_a_picture_is_replaced_before_it_is_too_old() -> Non
     asyncio.run(scenario())
 
 
+def test_one_picture_that_took_too_long_does_not_end_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    hour = 3600
+    aheads = [None, hour * 10**9]
+    monkeypatch.setattr(imx477, "ahead_of", lambda *_: aheads.pop(0))
+
+    async def scenario() -> None:
+        device = Imx477("pi-1", PlayedCamera(), cache_seconds=hour, interval_seconds=2 * hour)
+        stream = device.readings()
+        await anext(stream)
+        await device.read()
+        await until(lambda: len(aheads) == 1)
+        await device.read()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await anext(stream)
+        assert device.state.details["captures"] == 2
+        await device.close()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("took_ms", "ahead_ms"), [(1, 2), (100, 200), (250, 500), (499, 998), (500, None), (5000, None)]
 )

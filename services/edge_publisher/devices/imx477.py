@@ -206,15 +206,19 @@ class Imx477:
 
     async def _rest(self, due: float) -> None:
         """Until a picture is due; when somebody asks, until the latest one has to be replaced."""
-        try:
-            async with asyncio.timeout(due - time.monotonic()):
-                await self._asked.wait()
-        except TimeoutError:
-            return
-        ahead_ns = ahead_of(self._cache_ns, self._shot_ns)
-        if self._last is not None and ahead_ns is not None:
-            due = min(due, (self._last.monotonic_ns + self._cache_ns - ahead_ns) / 1e9)
-        await asyncio.sleep(due - time.monotonic())
+        while True:
+            try:
+                async with asyncio.timeout(due - time.monotonic()):
+                    await self._asked.wait()
+            except TimeoutError:
+                return
+            ahead_ns = ahead_of(self._cache_ns, self._shot_ns)
+            if self._last is not None and ahead_ns is not None:
+                due = min(due, (self._last.monotonic_ns + self._cache_ns - ahead_ns) / 1e9)
+                await asyncio.sleep(due - time.monotonic())
+                return
+            # Who asks next may do so of a picture that took less.
+            self._asked.clear()
 
     async def _shoot(self) -> Reading:
         """Takes a picture and looks at it. Raises `LinkLost`."""
