@@ -441,7 +441,7 @@ def test_every_panel_of_the_dashboard_shows_data(mesh: Mesh) -> None:
         if panel["title"] == "Dead letters, 1 h" and panel["type"] == "stat"
     )
     (dead,) = mesh.prometheus(shown["targets"][0]["expr"].replace("$worker", ".*"))
-    assert float(dead["value"][1]) == 2, "the missing object, though one of its workers was killed since"
+    assert float(dead["value"][1]) == 3, "the missing object, though one of its workers was killed since"
 
 
 def test_every_replica_is_scraped(mesh: Mesh) -> None:
