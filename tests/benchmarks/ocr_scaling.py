@@ -93,9 +93,10 @@ def measure(replicas: dict[str, Replica], pages: Sequence[bytes], callers: int, 
     if "PaddleX" in replicas:
         ways["PaddleX's server"] = [replicas["PaddleX"]]
     rates: defaultdict[str, list[float]] = defaultdict(list)
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         for name, asked in ways.items():
             rates[name].append(at_once(asked, pages, callers))
+            print(f"ocr-scaling: round {number}, {name}: {rates[name][-1]:.3g} pages/min", flush=True)
     memory = {name: sum(map(memory_of, asked)) for name, asked in ways.items()}
     # One group reads the queue: it is left to the two workers.
     for name in ("two engines", "PaddleX"):
