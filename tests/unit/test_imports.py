@@ -59,6 +59,18 @@ assert [code.content for code in found.codes] == ["no OpenCV"], found
     assert {"cv2", "onnxruntime"}.isdisjoint(loaded)
 
 
+def test_the_cascade_reads_without_masked_arrays() -> None:
+    program = """
+import numpy, segno
+from qr_decoder import domain
+modules = numpy.array([list(row) for row in segno.make("spoilt", micro=False).matrix], numpy.uint8)
+modules[9:, 9:] = 0
+picture = numpy.kron(numpy.pad(1 - modules, 4, constant_values=1), numpy.full((8, 8), 255, numpy.uint8))
+assert domain.read(picture, profile="light", budget_ms=1e6).levels[-1] == "worn"
+"""
+    assert "numpy.ma" not in loaded_by(program)
+
+
 def test_the_domain_has_what_it_names() -> None:
     from qr_decoder import domain
 

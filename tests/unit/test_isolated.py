@@ -115,6 +115,12 @@ def test_a_child_has_what_was_loaded_for_it_and_the_process_has_not(tmp_path: Pa
     assert ended.stdout.split() == ["True", "False"], ended.stderr
 
 
+def test_a_child_keeps_more_memory_ready_than_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    with Isolated(os.getenv, deadline_seconds=20, memory_bytes=2**28) as isolated:
+        assert isolated.call("MALLOC_TRIM_THRESHOLD_") == str(8 * 1024**2)
+
+
 def test_runs_in_another_process(isolated: Isolated[str, object]) -> None:
     assert isolated.call("pid") not in (os.getpid(), os.getppid())
 

@@ -78,7 +78,7 @@ _WORN_FRAMES: Final = 4
 _PAIRS: Final = 8
 _WORN_WORTH: Final = 1.15
 
-# Below this median a picture is dark; of every so many pixels one is looked at, in both directions.
+# A picture half of which is below this is dark; of every so many pixels one is looked at, in both directions.
 _DARK: Final = 48.0
 _COARSE: Final = 8
 
@@ -138,7 +138,7 @@ class Scene:
     @cached_property
     def dark(self) -> bool:
         """Whether half of the picture is so dark that a decoder takes the steps in it for noise."""
-        return float(np.median(self.reduced.grey[::_COARSE, ::_COARSE])) < _DARK
+        return float(np.mean(self.reduced.grey[::_COARSE, ::_COARSE] < _DARK)) >= 0.5
 
     @cached_property
     def finders(self) -> list[Finder]:
