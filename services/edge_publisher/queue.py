@@ -137,8 +137,9 @@ class ReadingQueue:
         self._tight_bytes: int | None = None
         with _as_unavailable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._ballast.unlink(missing_ok=True)
             self._connection = _open(path, sync)
+            # Not before: another process may have the queue, and need its ballast.
+            self._ballast.unlink(missing_ok=True)
             self._page_bytes: int = self._number("PRAGMA page_size")
             self._recover(_current_boot_id() if boot_id is None else boot_id)
             self._sources = {

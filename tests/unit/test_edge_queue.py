@@ -340,6 +340,7 @@ def test_a_batch_that_no_disk_takes_is_refused_and_no_number_is_lost(path: Path)
 def test_only_one_process_has_the_file(queue: ReadingQueue, path: Path) -> None:
     with pytest.raises(Unavailable, match="in use by another"):
         ReadingQueue(path, sinks=["kafka"], max_bytes=LARGE)
+    assert path.with_name("queue.db.ballast").exists(), "the first one's"
 
 
 @pytest.mark.parametrize("damage", ["header", "middle"])
