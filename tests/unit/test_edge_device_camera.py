@@ -632,6 +632,19 @@ def test_a_picture_at_an_address(web: str) -> None:
     assert [camera.capture().shape for _ in range(2)] == [(240, 320, 3)] * 2
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("rtsp://admin:secret@10.0.0.7:554/stream?key=secret", "video rtsp://10.0.0.7:554/stream"),
+        ("rtsp://admin:s@cret@camera/", "video rtsp://camera/"),
+        ("http://admin:secret@camera/now.jpg?key=secret", "http http://camera/now.jpg"),
+        ("walk.mp4", "video walk.mp4"),
+    ],
+)
+def test_what_a_camera_hangs_on_is_told_without_its_password(address: str, shown: str) -> None:
+    assert open_camera(address, 320, 240).source == shown
+
+
 def test_a_stream_at_an_address(web: str) -> None:
     camera = open_camera(f"{web}/stream", 320, 240)
     assert [camera.capture().shape for _ in range(2)] == [(240, 320, 3)] * 2
