@@ -56,6 +56,8 @@ def native(item: str) -> object:
         Path(folder, mine).touch()
         while not Path(folder, other).exists():
             time.sleep(0.01)
+    if what == "nap":
+        time.sleep(0.02)
     if what == "pid":
         return os.getpid()
     if what == "die_once":
@@ -236,6 +238,23 @@ def test_threads_share_it(isolated: Isolated[str, object]) -> None:
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda item: outcome_of(isolated, item), items))
     assert found == ["decoder_crashed" if item == "crash" else item for item in items]
+
+
+def test_who_has_much_to_ask_lets_others_pass(isolated: Isolated[str, object]) -> None:
+    asked: list[str] = []
+
+    def ask(name: str, times: int) -> None:
+        for _ in range(times):
+            isolated.call("nap")
+            asked.append(name)
+
+    with ThreadPoolExecutor(2) as threads:
+        threads.submit(ask, "much", 50)
+        while not asked:
+            time.sleep(0.001)
+        threads.submit(ask, "little", 5)
+    last = max(place for place, name in enumerate(asked) if name == "little")
+    assert "much" in asked[last:], asked
 
 
 def test_ctrl_c_is_for_the_parent(isolated: Isolated[str, object]) -> None:
