@@ -7,6 +7,7 @@ tells what became of it. What a document is: a picture, a TIFF of many pages, a 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -20,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ocr_worker.intake import Submit
 from ocr_worker.load import Tally, retry_after
+from ocr_worker.reading import overdue
 from ocr_worker.step import TASK
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected
@@ -96,8 +98,8 @@ def make_app(
     async def ocr(request: Request) -> Response:
         """The text of a document, as soon as it is read.
 
-        429 `too_many_waiting` when too many callers wait already, 504 `deadline_exceeded` when its text did
-        not come in time, its turn included.
+        429 `too_many_waiting` when too many callers wait already, 504 `answer_overdue` when its text did not
+        come in time, its turn included.
         """
         if callers.are_too_many:
             return turned_away()
@@ -105,14 +107,7 @@ def make_app(
         # Others may have come while this one sent its document.
         if callers.are_too_many:
             return turned_away()
-        document = await callers.read(data)
-        if document is None:
-            return error_response(
-                HTTPStatus.GATEWAY_TIMEOUT,
-                "deadline_exceeded",
-                f"The text did not come within {terms.deadline_seconds:g} s; POST /process does not hurry.",
-            )
-        return JSONResponse(as_json(document))
+        return JSONResponse(as_json(await callers.read(data)))
 
     def turned_away() -> Response:
         waiting = callers.waiting
@@ -174,8 +169,10 @@ class _Callers:
         """Whether one more would have to wait who may not."""
         return self._inside >= self._terms.engines + self._terms.waiting_limit
 
-    async def read(self, data: bytes) -> OcrDocument | None:
-        """None when the deadline passes first; a document whose turn had not come is then not read at all."""
+    async def read(self, data: bytes) -> OcrDocument:
+        """Raises `Rejected("answer_overdue")` when the deadline passes first; of the document nothing more is
+        read then but the page that is under way.
+        """
         loop = asyncio.get_running_loop()
 
         def ended(_: Future[OcrDocument]) -> None:
@@ -184,14 +181,14 @@ class _Callers:
                 loop.call_soon_threadsafe(self._move, -1)
 
         self._move(1)
-        reading = self._threads.submit(self._read, data)
+        reading = self._threads.submit(self._read, data, time.monotonic() + self._terms.deadline_seconds)
         # Who is told that it took too long may leave an engine behind that still reads.
         reading.add_done_callback(ended)
         job = asyncio.wrap_future(reading)
         await asyncio.wait([job], timeout=self._terms.deadline_seconds)
         if not job.done():
             job.cancel()
-            return None
+            raise overdue()
         return job.result()
 
     def close(self) -> None:

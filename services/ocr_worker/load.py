@@ -86,10 +86,10 @@ class Tally:
         self._lock = Lock()
         self.counts = Counts()
 
-    def __call__(self, data: bytes) -> OcrDocument:
+    def __call__(self, data: bytes, until: float | None = None) -> OcrDocument:
         began = time.perf_counter()
         try:
-            document = self._read(data)
+            document = self._read(data, until)
         except Rejected:
             self._count("rejected", 0.0)
             raise

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
 from answers import assert_error
@@ -90,6 +91,10 @@ def serve(isolated: Isolated[Asked, Answer]) -> Iterator[Callable[[Terms], Servi
 @pytest.fixture
 def service(serve: Callable[[Terms], Service]) -> Service:
     return serve(TERMS)
+
+
+def sample(name: str) -> float:
+    return REGISTRY.get_sample_value(name) or 0.0
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -201,17 +206,17 @@ def test_who_waits_beyond_the_deadline_is_told_and_not_read(
     service = serve(replace(TERMS, engines=1, deadline_seconds=0.5))
     gate = tmp_path / "gate"
     with ThreadPoolExecutor(3) as callers:
-        answers = [
-            callers.submit(service.client.post, "/ocr", content=page(word))
-            for word in (f"wait {gate}", "second", "third")
-        ]
+        documents = [pages(f"wait {gate}", "two", "three", "four"), page("second"), page("third")]
+        answers = [callers.submit(service.client.post, "/ocr", content=data) for data in documents]
         for answer in answers:
-            assert_error(answer.result(), 504, "deadline_exceeded")
+            assert_error(answer.result(), 504, "answer_overdue")
+        before = sample("mesh_ocr_pages_total")
         gate.touch()
-    # The one that was under way is still brought to its end, before the next.
+    # Of the one that was under way only the page is brought to its end, before the next.
     assert service.client.post("/ocr", content=page("next")).status_code == 200
     counts = service.client.get("/metrics", headers={"accept": "application/json"}).json()
     assert counts["requests_total"] == 2
+    assert sample("mesh_ocr_pages_total") == before + 2
 
 
 # Through the queue

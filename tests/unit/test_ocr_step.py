@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
 from ocr_double import CHOICE, page, pages, read_by_double
+from ocr_worker import reading
 from ocr_worker.__main__ import cores, engine_choice
 from ocr_worker.load import Tally, retry_after
 from ocr_worker.reading import DOMAIN, Answer, Asked, Reader
@@ -47,7 +49,7 @@ def fetch(minio_path: str) -> bytes:
         raise Rejected("object_not_found", f"{minio_path} does not exist") from None
 
 
-def read_here(data: bytes) -> OcrDocument:
+def read_here(data: bytes, until: float | None = None) -> OcrDocument:
     """What children would do, in this process."""
     first = read_by_double(Asked(data, 1, 5, CHOICE)).page
     others = (read_by_double(Asked(data, number, 5, CHOICE)).page for number in range(2, first.pages + 1))
@@ -209,6 +211,16 @@ def test_a_page_that_ends_its_engine_costs_its_own_document_and_says_which_page(
 def test_an_engine_s_server_that_is_away_is_no_bug(read: Reader) -> None:
     with pytest.raises(Unavailable, match="connection refused"):
         read(page("away"))
+
+
+def test_no_page_is_begun_for_who_waits_no_longer(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([1.0, 3.0, 3.0])
+    monkeypatch.setattr(reading, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    before = sample("mesh_ocr_pages_total")
+    with pytest.raises(Rejected) as caught:
+        read(pages("one", "two", "three"), until=2.0)
+    assert caught.value.code == "answer_overdue"
+    assert sample("mesh_ocr_pages_total") == before + 1
 
 
 def test_three_hundred_documents_from_eight_callers_never_change_places(read: Reader) -> None:
