@@ -110,14 +110,15 @@ def _page(asked: Asked) -> NDArray[np.uint8]:
 def _page_of_pdf(asked: Asked) -> NDArray[np.uint8]:
     import pypdfium2
 
+    from visionmesh import pdf
+
     try:
-        with pypdfium2.PdfDocument(asked.data) as document:
+        with pdf.opened(asked.data) as document:
             page = document[asked.page - 1]
             width, height = page.get_size()
             scale = (asked.width or width) / width
             if width * height * scale * scale > LIMITS.pixels:
                 raise Rejected("too_many_pixels", f"At most {LIMITS.pixels} pixels of a page are drawn on.")
-            bitmap = page.render(scale=scale, rev_byteorder=True)
-            return np.array(bitmap.to_numpy()[:, :, :3], dtype=np.uint8)
+            return pdf.picture_of(page, scale)
     except (pypdfium2.PdfiumError, IndexError, ZeroDivisionError) as error:
         raise Rejected("corrupt_document", f"Page {asked.page} of the PDF can't be drawn.") from error
