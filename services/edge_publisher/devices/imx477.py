@@ -178,7 +178,8 @@ class Imx477:
         self._pool.close()
         self.state.connected = False
         self._arrived.set()
-        # It may have to wait for a picture that is being taken, which the process's end does not.
+        # It may have to wait for a picture that is being taken; then it goes on beside what else there is to
+        # close, until the process's shutdown budget is over.
         await asyncio.wait({asyncio.create_task(asyncio.to_thread(self._let_go))}, timeout=_LET_GO_SECONDS)
 
     def _take(self) -> asyncio.Task[Reading]:
