@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
+import structlog
 from fastapi import FastAPI, Query, Response, WebSocket
 
 from edge_publisher.devices.protocol import Device, Reading
@@ -21,6 +22,8 @@ from visionmesh.errors import Rejected, Unavailable
 from visionmesh.http import create_app
 from visionmesh.observability import metrics
 from visionmesh.observability.health import Check
+
+log = structlog.get_logger()
 
 _HAND_OVER_SECONDS: Final = 1.0
 
@@ -44,21 +47,16 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        live.open()
-        opened.update({device.sensor: device for device in devices()})
-        _measure(opened)
-        pumps = [asyncio.create_task(pump(device, forward.offer)) for device in opened.values()]
         try:
-            yield
+            live.open()
+            opened.update({device.sensor: device for device in devices()})
+            _measure(opened)
+            pumps = [asyncio.create_task(pump(device, forward.offer)) for device in opened.values()]
+            try:
+                yield
+            finally:
+                await _close(opened.values(), pumps)
         finally:
-            for device in opened.values():
-                await device.close()
-            # What they have already is handed over.
-            if pumps:
-                await asyncio.wait(pumps, timeout=_HAND_OVER_SECONDS)
-            for task in pumps:
-                task.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
             forward.sources_closed()
 
     def details() -> Mapping[str, Any]:
@@ -120,6 +118,21 @@ def _as_json(reading: Reading) -> dict[str, Any]:
         "values": dict(reading.values),
         "monotonic_ns": reading.monotonic_ns,
     }
+
+
+async def _close(devices: Iterable[Device], pumps: Sequence[asyncio.Task[None]]) -> None:
+    """One after the other: what simulates them is shared."""
+    for device in devices:
+        try:
+            await device.close()
+        except Exception:
+            log.exception("device_not_closed", sensor=device.sensor)
+    # What they have already is handed over.
+    if pumps:
+        await asyncio.wait(pumps, timeout=_HAND_OVER_SECONDS)
+    for task in pumps:
+        task.cancel()
+    await asyncio.gather(*pumps, return_exceptions=True)
 
 
 def _measure(devices: Mapping[str, Device]) -> None:

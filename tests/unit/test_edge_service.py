@@ -85,6 +85,40 @@ def test_what_was_offered_last_is_published_before_the_end(tmp_path: Path, broke
     assert seqs(broker) == [1]
 
 
+def test_what_comes_while_the_devices_are_being_closed_is_published(
+    tmp_path: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_publisher.service._CLOSE_SECONDS", 600.0)
+    with forwarding(tmp_path / "q", [KafkaSink(broker.publisher())]) as forward:
+        forward.stop()
+        for number in range(1, 4):
+            forward.offer(reading(number))
+            eventually(lambda number=number: len(seqs(broker)) == number, "a reading")  # type: ignore[misc]
+
+
+def test_what_comes_after_the_end_is_counted(
+    tmp_path: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_publisher.service._CLOSE_SECONDS", 0.0)
+    with forwarding(tmp_path / "q", [KafkaSink(broker.publisher())]) as forward:
+        pass
+    forward.offer(reading(1))
+    assert forward.health()["dropped"]["memory"] == 1
+
+
+def test_what_no_disk_takes_at_the_end_is_counted(
+    tmp_path: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with forwarding(tmp_path / "q", [KafkaSink(broker.publisher())]) as forward:
+
+        def refuse(_: object) -> list[Stored]:
+            raise Unavailable("queue", "the disk is gone")
+
+        monkeypatch.setattr(forward._queue, "put", refuse)
+        forward.offer(reading(1))
+    assert forward.health()["dropped"]["memory"] == 1
+
+
 def test_a_reading_that_no_broker_takes_holds_nothing_up(tmp_path: Path, broker: MemoryBroker) -> None:
     with forwarding(tmp_path / "q", [KafkaSink(broker.publisher())]) as forward:
         forward.offer(reading(1))
@@ -227,6 +261,21 @@ def test_a_driver_that_fails_is_read_again(
     monkeypatch.setattr("edge_publisher.service._DEVICE_RETRY_SECONDS", 0.01)
     device.play(reading(1), ValueError("a bug"), reading(2))
     eventually(lambda: seqs(broker) == [1, 2], "both readings")
+
+
+def test_a_device_that_fails_to_close_keeps_no_other_open(
+    tmp_path: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails() -> None:
+        raise OSError("the port is gone")
+
+    first, second = PlayedDevice(), PlayedDevice("imx477")
+    monkeypatch.setattr(first, "close", fails)
+    monkeypatch.setattr("edge_publisher.http._HAND_OVER_SECONDS", 0.01)
+    with running(tmp_path / "q", broker, first, second):
+        second.play(reading(1, "imx477"))
+    assert second.is_closed
+    assert seqs(broker) == [1]
 
 
 def test_every_sensor_has_a_route(client: TestClient) -> None:
