@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -39,11 +40,11 @@ def make_app(
 ) -> FastAPI:
     """devices: opens them, on the event loop that they are used from.
 
-    max_concurrent: requests for sensors that are answered at once; others wait their turn. `/health` and
-    `/metrics` never do.
+    max_concurrent: requests for a sensor that are answered at once; others wait their turn. `/health` and
+    `/metrics` never do, and no sensor's wait for another's.
     """
     opened: dict[str, Device] = {}
-    turns = asyncio.Semaphore(max_concurrent)
+    turns = defaultdict[str, asyncio.Semaphore](partial(asyncio.Semaphore, max_concurrent))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -95,7 +96,7 @@ def make_app(
         if device is None:
             known = ", ".join(opened) or "none"
             raise Rejected("sensor_not_found", f"This device has no sensor {sensor!r}; it has {known}.")
-        async with turns:
+        async with turns[sensor]:
             reading = await device.read()
         return Response(msgspec.json.encode(_as_json(reading)), media_type="application/json")
 

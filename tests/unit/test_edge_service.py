@@ -329,11 +329,11 @@ def test_metrics_show_devices_and_queue(
         assert name in shown
 
 
-def test_no_more_requests_than_allowed_read_at_once_and_health_waits_for_none(
+def test_no_more_requests_than_allowed_read_a_sensor_at_once_and_health_waits_for_none(
     tmp_path: Path, broker: MemoryBroker
 ) -> None:
     device = PlayedDevice("imx477")
-    with running(tmp_path / "q", broker, device, max_concurrent=3) as client:
+    with running(tmp_path / "q", broker, device, PlayedDevice(), max_concurrent=3) as client:
         assert client.portal is not None
         device.read_waits = client.portal.call(_event)
         with ThreadPoolExecutor(10) as threads:
@@ -341,6 +341,7 @@ def test_no_more_requests_than_allowed_read_at_once_and_health_waits_for_none(
             eventually(lambda: device.reading_now == 3, "three that read")
             assert client.get("/health").status_code == 200
             assert client.get("/metrics").status_code == 200
+            assert client.get("/tfluna/sensor").status_code == 200, "another sensor's turn"
             client.portal.call(device.read_waits.set)
             assert [answer.result().status_code for answer in answers] == [200] * 10
     assert device.most_at_once == 3
