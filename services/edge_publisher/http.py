@@ -65,7 +65,7 @@ def make_app(
         states = [device.state for device in opened.values()]
         problems = [
             *(
-                f"{state.sensor} is not connected: {state.last_error}"
+                f"{state.sensor} is not connected: {state.last_error or 'it has given no reading yet'}"
                 for state in states
                 if not state.connected
             ),

@@ -315,6 +315,9 @@ def test_health_tells_of_devices_and_queue(client: TestClient, device: PlayedDev
     device.state.connected, device.state.last_error = False, "unplugged"
     found = client.get("/health").json()
     assert (found["status"], found["problems"]) == ("degraded", ["tfluna is not connected: unplugged"])
+    device.state.last_error = None
+    (problem,) = client.get("/health").json()["problems"]
+    assert problem == "tfluna is not connected: it has given no reading yet"
     assert client.get("/ready").status_code == 200, "the others work"
 
 
