@@ -43,6 +43,7 @@ def engine_choice(settings: Settings) -> EngineChoice:
         settings.ocr_threads or max(1, cores() // settings.ocr_processes),
         settings.ocr_paddlex_url,
         settings.ocr_paddle_models,
+        settings.ocr_page_seconds,
     )
 
 

@@ -19,7 +19,7 @@ def open_engine(choice: EngineChoice) -> Engine:
         if choice.name == "paddlex":
             from ocr_worker.paddlex_engine import PaddleX
 
-            return PaddleX(choice.paddlex_url, choice.language)
+            return PaddleX(choice.paddlex_url, choice.language, page_seconds=choice.page_seconds)
         return domain.open_engine(
             choice.name, choice.language, threads=choice.threads, folder=choice.paddle_models
         )

@@ -25,8 +25,13 @@ from visionmesh.ocr_document import TextLine
 
 SERVER: Final = "paddlex"
 
-# The child's own deadline is shorter.
-_TIMEOUT: Final = urllib3.Timeout(connect=2.0, read=300.0)
+_CONNECT_SECONDS: Final = 2.0
+
+# Of a page's time: a server that hangs is found out before the page is blamed for it.
+_SHARE: Final = 0.9
+
+# What is said of a page; any other refusal is of the server's own making.
+_REFUSED: Final = (400, 413, 422)
 
 # `fileType` of a picture; a PDF would be 0.
 _PICTURE: Final = 1
@@ -37,13 +42,16 @@ class PaddleX:
 
     name = "paddlex"
 
-    def __init__(self, url: str, language: str) -> None:
+    def __init__(self, url: str, language: str, *, page_seconds: float) -> None:
+        """page_seconds: longest that one page may take."""
         self.language = language
         self._address = f"{url.rstrip('/')}/ocr"
-        self._pool = urllib3.PoolManager(timeout=_TIMEOUT, retries=False)
+        self._pool = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_SHARE * page_seconds), retries=False
+        )
 
     def read(self, page: PageImage) -> PageText:
-        """See `Engine`. Raises `Unavailable` when the server is away or fails."""
+        """See `Engine`. Raises `Unavailable` when the server is away, hangs or fails."""
         began = time.perf_counter()
         # The least of compressions: the server is near.
         _, png = cv2.imencode(".png", page[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
@@ -62,7 +70,7 @@ class PaddleX:
             response = self._pool.request("POST", self._address, json=body)
         except HTTPError as error:
             raise Unavailable(SERVER, str(error) or type(error).__name__) from error
-        if 400 <= response.status < 500:
+        if response.status in _REFUSED:
             raise Rejected("unreadable_page", f"PaddleX refuses the page: {response.data[:200]!r}")
         try:
             answer: dict[str, Any] = json.loads(response.data)

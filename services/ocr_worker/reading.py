@@ -42,6 +42,7 @@ class EngineChoice:
     threads: int
     paddlex_url: str = ""
     paddle_models: Path | None = None
+    page_seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
