@@ -13,6 +13,7 @@ import socket
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -357,6 +358,14 @@ class EdgeSettings(BaseSettings):
         if info.field_name == "simulate" and value == "all":
             return cls.model_fields["sensors"].default
         return _from_json(value)
+
+    @field_validator("upload_url")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "")
+        if value is not None and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("this is no address like http://host:8001")
+        return value
 
     @field_validator("mpu6050_address", "mpu6050_accel_g", "mpu6050_gyro_dps", mode="before")
     @classmethod

@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from edge_publisher.devices import camera as cameras
 from edge_publisher.devices import imx477, upload
@@ -50,6 +51,7 @@ from edge_publisher.domain.picture import (
 from edge_publisher.simulation.camera import MovingCamera
 from visionmesh.contracts import Imx477Values, is_image_id
 from visionmesh.errors import Unavailable
+from visionmesh.settings import EdgeSettings
 
 Picture = NDArray[np.uint8]
 
@@ -429,6 +431,28 @@ class Mesh:
 @pytest.fixture
 def _hasty_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload, "_FIRST_DELAY_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("_hasty_uploads")
+def test_a_bug_on_the_way_up_delays_a_picture_and_ends_nothing() -> None:
+    async def scenario() -> None:
+        mesh = Mesh(ValueError("a bug"))
+        state = DeviceState("imx477", "played")
+        uploader = mesh.uploader(state)
+        uploader.offer("pi-1:imx477:1", b"a picture")
+        await until(lambda: state.details["uploads"] == 1)
+        await uploader.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("address", ["mesh.lan:8001", "ftp://mesh.lan", "http://"])
+def test_an_address_that_no_picture_can_go_to_is_refused(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGE_UPLOAD_URL", address)
+    with pytest.raises(ValidationError, match="no address like"):
+        EdgeSettings()
 
 
 @pytest.mark.usefixtures("_hasty_uploads")
