@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ocr_worker.reading import EngineChoice
-from visionmesh.errors import Rejected
+from visionmesh.errors import Unavailable
 
 if TYPE_CHECKING:
     from ocr_worker.domain import Engine
 
+SERVER: Final = "ocr_engine"
+
 
 def open_engine(choice: EngineChoice) -> Engine:
-    """Raises `Rejected("engine_unavailable")`: what it needs is not installed, or it has not the language."""
+    """Raises `Unavailable("ocr_engine", ...)`: what it needs is not there, or it has not the language.
+
+    No document is to blame for that; at the start it ends the service.
+    """
     from ocr_worker import domain
 
     try:
@@ -24,6 +29,4 @@ def open_engine(choice: EngineChoice) -> Engine:
             choice.name, choice.language, threads=choice.threads, folder=choice.paddle_models
         )
     except (ImportError, ValueError, RuntimeError) as error:
-        raise Rejected(
-            "engine_unavailable", f"The engine {choice.name} can't be opened here: {error}"
-        ) from error
+        raise Unavailable(SERVER, f"{choice.name} can't be opened here: {error}") from error

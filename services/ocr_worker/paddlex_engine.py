@@ -20,10 +20,9 @@ from urllib3.exceptions import HTTPError
 
 from ocr_worker.domain import PageImage, PageText
 from ocr_worker.domain.reading_order import reading_order
+from ocr_worker.reading import PADDLEX
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.ocr_document import TextLine
-
-SERVER: Final = "paddlex"
 
 _CONNECT_SECONDS: Final = 2.0
 
@@ -69,14 +68,14 @@ class PaddleX:
         try:
             response = self._pool.request("POST", self._address, json=body)
         except HTTPError as error:
-            raise Unavailable(SERVER, str(error) or type(error).__name__) from error
+            raise Unavailable(PADDLEX, str(error) or type(error).__name__) from error
         if response.status in _REFUSED:
             raise Rejected("unreadable_page", f"PaddleX refuses the page: {response.data[:200]!r}")
         try:
             answer: dict[str, Any] = json.loads(response.data)
             answer["result"]["ocrResults"][0]["prunedResult"]
         except (ValueError, LookupError, TypeError) as error:
-            raise Unavailable(SERVER, f"it answers {response.status}: {response.data[:200]!r}") from error
+            raise Unavailable(PADDLEX, f"it answers {response.status}: {response.data[:200]!r}") from error
         return answer
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 DOMAIN: Final = "ocr_worker.domain"
 
+# What the server of PaddleX is called while it is away.
+PADDLEX: Final = "paddlex"
+
 # The smallest picture there is, as GIF.
 _NOTHING: Final = bytes.fromhex("47494638396101000100800000000000ffffff2c00000000010001000002024401003b")
 

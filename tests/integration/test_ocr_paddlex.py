@@ -132,9 +132,9 @@ def test_a_server_that_does_not_run_is_away() -> None:
 def test_engines_are_opened_by_name() -> None:
     opened = open_engine(EngineChoice("paddlex", "es+en", 1, "http://127.0.0.1:1"))
     assert (opened.name, opened.language) == ("paddlex", "es+en")
-    with pytest.raises(Rejected, match="xx") as caught:
+    with pytest.raises(Unavailable, match="xx") as caught:
         open_engine(EngineChoice("rapidocr", "xx", 1, ""))
-    assert caught.value.code == "engine_unavailable"
+    assert caught.value.server == "ocr_engine"
 
 
 def test_the_server_itself_reads() -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ocr_double import CHOICE, page, pages, read_by_double
 from ocr_worker import reading
-from ocr_worker.__main__ import cores, engine_choice
+from ocr_worker.__main__ import cores, engine_choice, warm_up
 from ocr_worker.load import Tally, retry_after
 from ocr_worker.reading import DOMAIN, Answer, Asked, Reader
 from ocr_worker.step import make_step
@@ -242,15 +242,17 @@ def test_engines_are_replaced_after_their_pages_and_when_they_have_grown() -> No
         assert len(set(processes(isolated, "keep 250"))) > 1
 
 
-def test_an_engine_that_can_not_be_opened_is_found_out_at_the_start(tmp_path: Path) -> None:
+def test_an_engine_that_can_not_be_opened_is_found_out_at_the_start() -> None:
+    warm_up(failing(Unavailable("paddlex", "connection refused")))
+    with pytest.raises(Unavailable, match="not installed"):
+        warm_up(failing(Unavailable("ocr_engine", "It is not installed.")))
+
+
+def failing(error: Exception) -> Reader:
     def fail(_: Asked) -> Answer:
-        raise Rejected("engine_unavailable", "It is not installed.")
+        raise error
 
-    class Failing:
-        call = staticmethod(fail)
-
-    with pytest.raises(Rejected, match="not installed"):
-        Reader(Failing(), CHOICE, processes=2, max_pages=1).warm_up()  # type: ignore[arg-type]
+    return Reader(SimpleNamespace(call=fail), CHOICE, processes=2, max_pages=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
