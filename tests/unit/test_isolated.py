@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from visionmesh.errors import Rejected, Unavailable
@@ -43,6 +45,11 @@ def native(item: str) -> object:
         sys.exit(3)
     if what == "eat":
         return len(bytearray(int(argument) * MEBIBYTE))
+    if what == "enlarge":
+        # 400 MB, for which OpenCV raises an error of its own.
+        return cv2.resize(np.zeros((10, 10), np.uint8), (20_000, 20_000)).shape
+    if what == "raise":
+        raise RuntimeError(argument)
     if what == "reject":
         raise Rejected("corrupt_image", "two arguments")
     if what == "bug":
@@ -166,6 +173,15 @@ def test_a_child_that_has_grown_gives_its_place_to_a_new_one(processes: int) -> 
 def test_too_much_memory(isolated: Isolated[str, object]) -> None:
     assert isolated.call("eat 100") == 100 * MEBIBYTE
     assert outcome_of(isolated, "eat 300") == "memory_exceeded"
+    assert isolated.call("a") == "a"
+
+
+@pytest.mark.parametrize(
+    "item",
+    ["enlarge", "raise [ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : ... status message: std::bad_alloc"],
+)
+def test_native_code_that_says_it_has_no_memory(isolated: Isolated[str, object], item: str) -> None:
+    assert outcome_of(isolated, item) == "memory_exceeded"
     assert isolated.call("a") == "a"
 
 
