@@ -45,7 +45,7 @@ def annotated_routes(images: Images, store: ObjectStore, draw: Draw, *, max_byte
         return Response(drawn.data, media_type=drawn.media_type, headers=headers)
 
     def drawing_of(image_id: str, task: Task, page: int) -> Drawn:
-        found = images.results(image_id) if is_image_id(image_id) else None
+        found = images.results(image_id, document=task == "ocr") if is_image_id(image_id) else None
         if found is None or found.image is None:
             raise Rejected("image_not_found", "No uploaded image of this id is known.")
         check_finished(found, task)

@@ -642,7 +642,7 @@ def test_a_search_page_by_page(service: Service) -> None:
         offset = answer["next"]
     assert sorted(seen) == [f"d{number}" for number in range(5)]
     assert service.http.get("/search?q=nothing").json()["results"] == []
-    for query in ("", "?q=", f"?q={'a' * 501}", "?q=a&limit=0", "?q=a&offset=-1"):
+    for query in ("", "?q=", f"?q={'a' * 501}", "?q=a&limit=0", "?q=a&limit=21", "?q=a&offset=-1"):
         expect_error(service.http.get(f"/search{query}"), 422, "invalid_request")
 
 
