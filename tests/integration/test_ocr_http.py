@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import httpx
 import pytest
 from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
@@ -217,6 +219,68 @@ def test_who_waits_beyond_the_deadline_is_told_and_not_read(
     counts = service.client.get("/metrics", headers={"accept": "application/json"}).json()
     assert counts["requests_total"] == 2
     assert sample("mesh_ocr_pages_total") == before + 2
+
+
+def sending(
+    service: Service, others: Callable[[httpx.AsyncClient], Awaitable[list[httpx.Response]]]
+) -> tuple[httpx.Response, list[httpx.Response]]:
+    """The answer to a caller that sends its document only when those of others are there, and those."""
+
+    async def answers() -> tuple[httpx.Response, list[httpx.Response]]:
+        inside, sent = asyncio.Event(), asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            inside.set()
+            await sent.wait()
+            yield page("slow")
+
+        transport = httpx.ASGITransport(service.client.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://ocr") as client:
+            slow = asyncio.create_task(client.post("/ocr", content=body()))
+            await inside.wait()
+            found = await others(client)
+            sent.set()
+            return await slow, found
+
+    return asyncio.run(answers())
+
+
+def test_who_still_sends_has_a_place_already(serve: Callable[[Terms], Service]) -> None:
+    async def others(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await client.post("/ocr", content=page("other"))]
+
+    slow, (other,) = sending(serve(replace(TERMS, engines=1, waiting_limit=0)), others)
+    assert_error(other, 429, "too_many_waiting")
+    assert slow.json()["lines"][0]["text"] == "slow"
+
+
+def test_documents_are_not_received_beyond_what_memory_they_may_take(
+    serve: Callable[[Terms], Service],
+) -> None:
+    async def others(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await client.post(path, content=page("other")) for path in ("/ocr", "/process")]
+
+    service = serve(replace(TERMS, waiting_bytes=TERMS.max_bytes))
+    slow, found = sending(service, others)
+    assert slow.status_code == 200
+    for answer in found:
+        assert_error(answer, 429, "too_many_waiting")
+    assert service.client.post("/process", content=page("later")).status_code == 202
+
+
+def test_a_document_that_does_not_come(serve: Callable[[Terms], Service]) -> None:
+    service = serve(replace(TERMS, engines=1, waiting_limit=0, deadline_seconds=0.2))
+
+    async def others(client: httpx.AsyncClient) -> list[httpx.Response]:
+        async def never() -> AsyncIterator[bytes]:
+            await asyncio.Event().wait()
+            yield b""
+
+        return [await client.post("/process", content=never())]
+
+    slow, (other,) = sending(service, others)
+    for answer in (slow, other):
+        assert_error(answer, 408, "upload_stalled")
 
 
 # Through the queue
