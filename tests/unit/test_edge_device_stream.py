@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from smbus2 import smbus2
 
-from edge_publisher.devices import stream
+from edge_publisher.devices import protocol, stream
 from edge_publisher.devices.i2c_link import Mpu6050Link
 from edge_publisher.devices.link import Link, LinkLost, Receiver
 from edge_publisher.devices.protocol import Reading
@@ -189,7 +189,7 @@ def test_the_end_of_a_link_ends_the_readings() -> None:
 
 
 def test_what_nobody_fetches_in_time_is_dropped_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "BUFFERED", 3)
+    monkeypatch.setattr(protocol, "BUFFERED", 3)
 
     async def scenario() -> None:
         frames = [frame_of(200 + number, 1500, 31.0) for number in range(10)]
