@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from ocr_double import CHOICE, page, pages, read_by_double
 from ocr_worker import reading
 from ocr_worker.__main__ import cores, engine_choice, warm_up
-from ocr_worker.load import Tally, retry_after
+from ocr_worker.load import GroupLag, Tally, retry_after
 from ocr_worker.reading import DOMAIN, Answer, Asked, Reader
 from ocr_worker.step import make_step
 from visionmesh.contracts import ImageUploaded
@@ -277,6 +278,39 @@ def test_the_first_design_s_name_of_the_number_of_engines(monkeypatch: pytest.Mo
     with pytest.raises(ValidationError) as caught:
         Settings()
     assert problems(caught.value).startswith("MESH_OCR_PROCESSES: ")
+
+
+def test_a_document_s_time_is_that_of_its_engine_and_not_of_its_waiting() -> None:
+    def read(data: bytes, until: float | None = None) -> OcrDocument:
+        return OcrDocument("", (), (), "es", "double", {"decode": 10.0, "detect": float(data)})
+
+    tally = Tally(read)
+    tally(b"20")
+    tally(b"30")
+    assert tally.counts.mean_seconds == 35
+
+
+def test_the_queue_is_looked_at_again_after_whatever_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: Iterator[object] = iter([Unavailable("kafka", "away"), KeyError("topic")])
+
+    class Offsets:
+        def __init__(self, *_: object) -> None: ...
+
+        def read(self) -> list[SimpleNamespace]:
+            answer = next(answers, None)
+            if isinstance(answer, Exception):
+                raise answer
+            return [SimpleNamespace(lag=3), SimpleNamespace(lag=4)]
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("ocr_worker.load.GroupOffsets", Offsets)
+    monkeypatch.setattr("ocr_worker.load._LOOK_SECONDS", 0.001)
+    deadline = time.monotonic() + 30
+    with GroupLag(Settings(), "ocr-worker") as lag:
+        while lag() != 7:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
 
 
 def test_when_to_come_again() -> None:
