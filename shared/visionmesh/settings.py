@@ -204,7 +204,9 @@ class Settings(BaseSettings):
         default=32, ge=0, description="callers of POST /ocr that may wait for their turn; others get 429"
     )
     ocr_queue_limit: int = Field(
-        default=1000, ge=1, description="pictures that may wait for text; beyond, POST /process gives 429"
+        default=1000,
+        ge=1,
+        description="pictures of all kinds that ocr-worker has not finished; beyond, POST /process gives 429",
     )
     ocr_paddlex_url: str = Field(
         default="http://127.0.0.1:8080", description="where `paddlex --serve --pipeline OCR` listens"
