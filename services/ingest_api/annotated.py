@@ -36,7 +36,8 @@ def annotated_routes(images: Images, store: ObjectStore, draw: Draw, *, max_byte
         """The uploaded picture with the outlines and contents of its QR codes, or with the outlines of the
         lines of its text, as JPEG or PNG.
 
-        page: of a document. 409 `not_finished` while nobody has looked for them.
+        page: of a document. 409 `not_finished` while nobody has looked for them, 422 `not_read` when that
+        failed.
         """
         async with turn:
             drawn = await run_in_threadpool(drawing_of, image_id, task, page)
@@ -69,10 +70,10 @@ def _asked_of_text(data: bytes, found: ImageResults, page: int) -> Asked:
 
 
 def check_finished(found: ImageResults, task: Task) -> None:
-    """Raises `Rejected("not_finished")` unless the task was done."""
+    """Raises `Rejected` unless the task was done: `not_finished` when it may still be, `not_read` when not."""
     worker = _WORKERS[task]
     outcome = next((each for each in found.outcomes if each.worker == worker), None)
     if outcome is None or outcome.state == "running":
         raise Rejected("not_finished", f"{worker} has not come to this picture yet.")
     if outcome.state != "done":
-        raise Rejected("not_finished", f"{worker} {outcome.state} this picture: {outcome.error}")
+        raise Rejected("not_read", f"{worker} {outcome.state} this picture: {outcome.error}")

@@ -43,7 +43,7 @@ def text_routes(images: Images, store: ObjectStore, make_pdf: MakePdf, *, max_by
         """What was read: as plain text, as hOCR, as ALTO 4, or as the document itself with the text laid over
         it, unseen, so that it can be searched (PDF).
 
-        409 `not_finished` while nobody has read it.
+        409 `not_finished` while nobody has read it, 422 `not_read` when that failed.
         """
         if kind == "pdf":
             async with turn:
@@ -76,7 +76,7 @@ def text_routes(images: Images, store: ObjectStore, make_pdf: MakePdf, *, max_by
             raise Rejected("image_not_found", "No image of this id is known.")
         check_finished(results, "ocr")
         if results.document is None:
-            raise Rejected("not_finished", "The text of this picture was not kept.")
+            raise Rejected("not_read", "The text of this picture was not kept.")
         return results.document, results
 
     return router
