@@ -99,6 +99,10 @@ def sample(name: str) -> float:
     return REGISTRY.get_sample_value(name) or 0.0
 
 
+def is_reading() -> bool:
+    return sample("mesh_ocr_engines_busy") > 0
+
+
 def eventually(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not holds():
@@ -191,6 +195,7 @@ def test_one_engine_is_a_semaphore_others_wait_and_too_many_are_turned_away(
 
     with ThreadPoolExecutor(2) as callers:
         first = callers.submit(service.client.post, "/ocr", content=page(f"wait {gate}"))
+        eventually(is_reading)
         second = callers.submit(service.client.post, "/ocr", content=page("second"))
         eventually(lambda: queue_size() == 1)
         third = service.client.post("/ocr", content=page("third"))
@@ -208,8 +213,10 @@ def test_who_waits_beyond_the_deadline_is_told_and_not_read(
     service = serve(replace(TERMS, engines=1, deadline_seconds=0.5))
     gate = tmp_path / "gate"
     with ThreadPoolExecutor(3) as callers:
-        documents = [pages(f"wait {gate}", "two", "three", "four"), page("second"), page("third")]
-        answers = [callers.submit(service.client.post, "/ocr", content=data) for data in documents]
+        long = pages(f"wait {gate}", "two", "three", "four")
+        answers = [callers.submit(service.client.post, "/ocr", content=long)]
+        eventually(is_reading)
+        answers += [callers.submit(service.client.post, "/ocr", content=page(word)) for word in "ab"]
         for answer in answers:
             assert_error(answer.result(), 504, "answer_overdue")
         before = sample("mesh_ocr_pages_total")
