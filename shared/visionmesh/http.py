@@ -67,6 +67,7 @@ _STATUS: Final = {
     "too_many_files": 413,
     "too_many_pixels": 413,
     "too_many_readings": 400,
+    "too_many_waiting": 429,
     "truncated_body": 400,
     "too_many_pages": 413,
     "unknown_task": 400,
