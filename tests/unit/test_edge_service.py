@@ -339,13 +339,16 @@ def test_no_more_requests_than_allowed_read_a_sensor_at_once_and_health_waits_fo
     with running(tmp_path / "q", broker, device, PlayedDevice(), max_concurrent=3) as client:
         assert client.portal is not None
         device.read_waits = client.portal.call(_event)
-        with ThreadPoolExecutor(10) as threads:
+        with ThreadPoolExecutor(11) as threads:
             answers = [threads.submit(client.get, "/imx477/sensor") for _ in range(10)]
-            eventually(lambda: device.reading_now == 3, "three that read")
-            assert client.get("/health").status_code == 200
-            assert client.get("/metrics").status_code == 200
-            assert client.get("/tfluna/sensor").status_code == 200, "another sensor's turn"
-            client.portal.call(device.read_waits.set)
+            try:
+                eventually(lambda: device.reading_now == 3, "three that read")
+                assert client.get("/health").status_code == 200
+                assert client.get("/metrics").status_code == 200
+                other = threads.submit(client.get, "/tfluna/sensor")
+                assert other.result(30).status_code == 200, "its turn is not the camera's"
+            finally:
+                client.portal.call(device.read_waits.set)
             assert [answer.result().status_code for answer in answers] == [200] * 10
     assert device.most_at_once == 3
 
