@@ -43,6 +43,7 @@ class PlayedDevice:
         self.read_waits: asyncio.Event | None = None
         self.reading_now = 0
         self.most_at_once = 0
+        self.is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readings: asyncio.Queue[Reading | Exception | None] = asyncio.Queue()
 
@@ -71,6 +72,7 @@ class PlayedDevice:
             self.reading_now -= 1
 
     async def close(self) -> None:
+        self.is_closed = True
         self._readings.put_nowait(None)
 
 

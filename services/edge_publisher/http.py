@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
+import structlog
 from fastapi import FastAPI, Query, Response, WebSocket
 
 from edge_publisher.devices.protocol import Device, Reading
@@ -21,6 +23,8 @@ from visionmesh.errors import Rejected, Unavailable
 from visionmesh.http import create_app
 from visionmesh.observability import metrics
 from visionmesh.observability.health import Check
+
+log = structlog.get_logger()
 
 _HAND_OVER_SECONDS: Final = 1.0
 
@@ -36,29 +40,24 @@ def make_app(
 ) -> FastAPI:
     """devices: opens them, on the event loop that they are used from.
 
-    max_concurrent: requests for sensors that are answered at once; others wait their turn. `/health` and
-    `/metrics` never do.
+    max_concurrent: requests for a sensor that are answered at once; others wait their turn. `/health` and
+    `/metrics` never do, and no sensor's wait for another's.
     """
     opened: dict[str, Device] = {}
-    turns = asyncio.Semaphore(max_concurrent)
+    turns = defaultdict[str, asyncio.Semaphore](partial(asyncio.Semaphore, max_concurrent))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        live.open()
-        opened.update({device.sensor: device for device in devices()})
-        _measure(opened)
-        pumps = [asyncio.create_task(pump(device, forward.offer)) for device in opened.values()]
         try:
-            yield
+            live.open()
+            opened.update({device.sensor: device for device in devices()})
+            _measure(opened)
+            pumps = [asyncio.create_task(pump(device, forward.offer)) for device in opened.values()]
+            try:
+                yield
+            finally:
+                await _close(opened.values(), pumps)
         finally:
-            for device in opened.values():
-                await device.close()
-            # What they have already is handed over.
-            if pumps:
-                await asyncio.wait(pumps, timeout=_HAND_OVER_SECONDS)
-            for task in pumps:
-                task.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
             forward.sources_closed()
 
     def details() -> Mapping[str, Any]:
@@ -66,7 +65,7 @@ def make_app(
         states = [device.state for device in opened.values()]
         problems = [
             *(
-                f"{state.sensor} is not connected: {state.last_error}"
+                f"{state.sensor} is not connected: {state.last_error or 'it has given no reading yet'}"
                 for state in states
                 if not state.connected
             ),
@@ -97,7 +96,7 @@ def make_app(
         if device is None:
             known = ", ".join(opened) or "none"
             raise Rejected("sensor_not_found", f"This device has no sensor {sensor!r}; it has {known}.")
-        async with turns:
+        async with turns[sensor]:
             reading = await device.read()
         return Response(msgspec.json.encode(_as_json(reading)), media_type="application/json")
 
@@ -120,6 +119,21 @@ def _as_json(reading: Reading) -> dict[str, Any]:
         "values": dict(reading.values),
         "monotonic_ns": reading.monotonic_ns,
     }
+
+
+async def _close(devices: Iterable[Device], pumps: Sequence[asyncio.Task[None]]) -> None:
+    """One after the other: what simulates them is shared."""
+    for device in devices:
+        try:
+            await device.close()
+        except Exception:
+            log.exception("device_not_closed", sensor=device.sensor)
+    # What they have already is handed over.
+    if pumps:
+        await asyncio.wait(pumps, timeout=_HAND_OVER_SECONDS)
+    for task in pumps:
+        task.cancel()
+    await asyncio.gather(*pumps, return_exceptions=True)
 
 
 def _measure(devices: Mapping[str, Device]) -> None:

@@ -137,8 +137,9 @@ class ReadingQueue:
         self._tight_bytes: int | None = None
         with _as_unavailable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._ballast.unlink(missing_ok=True)
             self._connection = _open(path, sync)
+            # Not before: another process may have the queue, and need its ballast.
+            self._ballast.unlink(missing_ok=True)
             self._page_bytes: int = self._number("PRAGMA page_size")
             self._recover(_current_boot_id() if boot_id is None else boot_id)
             self._sources = {
@@ -168,10 +169,9 @@ class ReadingQueue:
                     self._make_room(len(readings))
             else:
                 raise Unavailable("queue", "the disk is full, and dropping readings makes no room")
-            if self._tight_bytes is not None:
-                # The log must not grow beyond what it has.
-                self._checkpoint()
-                self._lay_ballast()
+            # They are stored, whatever fails from here on; the next call tries that again.
+            with suppress(sqlite3.Error, OSError):
+                self._keep_within_bounds(len(stored))
             self._changed.notify_all()
             return stored
 
@@ -292,9 +292,16 @@ class ReadingQueue:
         self._next += len(stored)
         self._first = min(max(self._first, floor + 1), self._next)
         self._written = dict(self._acknowledged)
-        while self._first < self._next - len(stored) and (reason := self._what_is_exceeded()):
-            self._drop_oldest(len(stored), reason, newest=len(stored))
         return stored
+
+    def _keep_within_bounds(self, newest: int) -> None:
+        """newest: how many were just put, and stay."""
+        while self._first < self._next - newest and (reason := self._what_is_exceeded()):
+            self._drop_oldest(newest, reason, newest=newest)
+        if self._tight_bytes is not None:
+            # The log must not grow beyond what it has.
+            self._checkpoint()
+            self._lay_ballast()
 
     def _what_is_exceeded(self) -> DropReason | None:
         used = self._used_bytes()

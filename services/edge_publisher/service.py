@@ -31,9 +31,10 @@ _HELD: Final = 100_000
 # A disk that does not take is asked again this soon.
 _RETRY_SECONDS: Final = 1.0
 
-# At the end: until the devices are closed, and then until the brokers have acknowledged the rest. Within the
-# shutdown budget of the process; what is left stays in the queue.
-_CLOSE_SECONDS: Final = 3.0
+# At the end: until the devices are closed, which the HTTP server does when it has answered who asked before,
+# and then until the brokers have acknowledged the rest. Within the shutdown budget of the process; what is
+# left stays in the queue.
+_CLOSE_SECONDS: Final = 6.0
 _LAST_SEND_SECONDS: Final = 2.0
 
 # How long health tells of readings that were dropped.
@@ -52,6 +53,8 @@ class StoreAndForward:
         self._commit_seconds = commit_seconds
         self._stop = Event()
         self._sources_closed = Event()
+        # Nothing is written down any more.
+        self._ended = False
         self._came = Event()
         self._held: deque[Reading] = deque()
         self._lost_in_memory = 0
@@ -64,13 +67,14 @@ class StoreAndForward:
 
     def offer(self, reading: Reading) -> None:
         """Takes a reading at once. Called from the event loop."""
+        if self._ended:
+            self._lose(1)
+            return
         if len(self._held) >= _HELD:
             # Only while the disk takes nothing for minutes.
             with suppress(IndexError):
                 self._held.popleft()
-            self._lost_in_memory += 1
-            self._lost_at = time.time()
-            metrics.EDGE_DROPPED.labels("memory").inc()
+            self._lose(1)
         self._held.append(reading)
         if not self._came.is_set():
             self._came.set()
@@ -89,9 +93,10 @@ class StoreAndForward:
             self._stop.wait(self._commit_seconds)
             self._came.clear()
             self._write()
-        self._sources_closed.wait(_CLOSE_SECONDS)
-        self._write()
+        self._write_until_closed()
         self._end()
+        if self._lost_in_memory:
+            log.error("readings_dropped", reason="memory", since_start=self._lost_in_memory)
 
     def stop(self) -> None:
         self._stop.set()
@@ -128,6 +133,21 @@ class StoreAndForward:
             "dropped": dropped,
             "problems": problems,
         }
+
+    def _write_until_closed(self) -> None:
+        """The devices measure on until they are closed."""
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        while not self._sources_closed.wait(self._commit_seconds) and time.monotonic() < deadline:
+            self._write()
+        self._ended = True
+        self._write()
+        self._lose(len(self._held))
+
+    def _lose(self, readings: int) -> None:
+        if readings:
+            self._lost_in_memory += readings
+            self._lost_at = time.time()
+            metrics.EDGE_DROPPED.labels("memory").inc(readings)
 
     def _write(self) -> None:
         """Writes down what was offered, and tries again for as long as the disk does not take it."""

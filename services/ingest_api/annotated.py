@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Query, Response
 from starlette.concurrency import run_in_threadpool
 
+from ingest_api.turn import Turn
 from visionmesh.contracts import is_image_id
 from visionmesh.drawing import Asked, Drawn, Outline
 from visionmesh.errors import Rejected
@@ -28,24 +28,25 @@ Draw = Callable[[Asked], Drawn]
 def annotated_routes(images: Images, store: ObjectStore, draw: Draw, *, max_bytes: int) -> APIRouter:
     """max_bytes: the largest picture that is drawn on."""
     router = APIRouter(tags=["results"])
-    # One at a time, from the fetching on: who waits for a turn holds neither a picture nor a thread.
-    turn = asyncio.Semaphore(1)
+    turn = Turn()
 
     @router.get("/images/{image_id}/annotated", response_class=Response)
     async def annotated(image_id: str, task: Task = "qr", page: Annotated[int, Query(ge=1)] = 1) -> Response:
         """The uploaded picture with the outlines and contents of its QR codes, or with the outlines of the
         lines of its text, as JPEG or PNG.
 
-        page: of a document. 409 `not_finished` while nobody has looked for them.
+        page: of a document. 409 `not_finished` while nobody has looked for them, 422 `not_read` when that
+        failed. 429 `too_many_waiting`.
         """
-        async with turn:
+        # From the fetching on, so that who waits holds no picture.
+        async with turn.taken():
             drawn = await run_in_threadpool(drawing_of, image_id, task, page)
         # A replay may find other codes.
         headers = {"Cache-Control": "private, no-cache", "X-Content-Type-Options": "nosniff"}
         return Response(drawn.data, media_type=drawn.media_type, headers=headers)
 
     def drawing_of(image_id: str, task: Task, page: int) -> Drawn:
-        found = images.results(image_id) if is_image_id(image_id) else None
+        found = images.results(image_id, document=task == "ocr") if is_image_id(image_id) else None
         if found is None or found.image is None:
             raise Rejected("image_not_found", "No uploaded image of this id is known.")
         check_finished(found, task)
@@ -69,10 +70,10 @@ def _asked_of_text(data: bytes, found: ImageResults, page: int) -> Asked:
 
 
 def check_finished(found: ImageResults, task: Task) -> None:
-    """Raises `Rejected("not_finished")` unless the task was done."""
+    """Raises `Rejected` unless the task was done: `not_finished` when it may still be, else `not_read`."""
     worker = _WORKERS[task]
     outcome = next((each for each in found.outcomes if each.worker == worker), None)
     if outcome is None or outcome.state == "running":
         raise Rejected("not_finished", f"{worker} has not come to this picture yet.")
     if outcome.state != "done":
-        raise Rejected("not_finished", f"{worker} {outcome.state} this picture: {outcome.error}")
+        raise Rejected("not_read", f"{worker} {outcome.state} this picture: {outcome.error}")

@@ -80,7 +80,7 @@ def result_routes(
         """What the classifiers say, what they agree on, and how far they are: `processing`, `done` or
         `failed`.
         """
-        return _json(predictions_answer(image_id, found(image_id), classifiers, fitted))
+        return _json(predictions_answer(image_id, found(image_id, document=False), classifiers, fitted))
 
     @router.get("/results/{image_id}")
     def results(image_id: str) -> Response:
@@ -115,8 +115,8 @@ def result_routes(
             },
         )
 
-    def found(image_id: str) -> ImageResults:
-        known = images.results(image_id) if is_image_id(image_id) else None
+    def found(image_id: str, *, document: bool = True) -> ImageResults:
+        known = images.results(image_id, document=document) if is_image_id(image_id) else None
         if known is None:
             raise _unknown()
         return known

@@ -14,7 +14,8 @@ from ingest_api.domain import links
 from visionmesh.ocr_document import OcrDocument, TextLine
 from visionmesh.results import FoundDocument, Images
 
-_MAX_PAGE: Final = 100
+# Each document comes whole, to look for the words in its lines.
+_MAX_PAGE: Final = 20
 _MAX_OFFSET: Final = 10_000
 _MAX_QUESTION: Final = 500
 

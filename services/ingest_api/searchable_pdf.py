@@ -81,8 +81,12 @@ def _as_pdf(asked: Asked) -> bytes:
 
     if images.media_type(asked.data[:64]) == "image/jpeg":
         try:
-            # As it is, without losing anything.
-            return bytes(img2pdf.convert(asked.data, layout_fun=layout, rotation=img2pdf.Rotation.ifvalid))
+            # As it is, without losing anything. Behind it a camera may have put a second, smaller picture.
+            return bytes(
+                img2pdf.convert(
+                    asked.data, layout_fun=layout, rotation=img2pdf.Rotation.ifvalid, first_frame_only=True
+                )
+            )
         # Whatever it does not like about a JPEG, the decoder may.
         except Exception:
             pass

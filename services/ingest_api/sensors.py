@@ -10,8 +10,12 @@ from typing import Annotated, Any, Final
 import msgspec
 from fastapi import APIRouter, Query, Response
 
+from visionmesh.contracts import DEVICE_ID_PATTERN
 from visionmesh.errors import Rejected
 from visionmesh.sensors import Bucket, SensorReadingRow, Sensors
+
+# What else stands in the address names nothing that was ever stored, and not all of it could be asked for.
+_NAME: Final = re.compile(DEVICE_ID_PATTERN)
 
 _MAX_READINGS: Final = 10_000
 _MAX_BUCKETS: Final = 10_000
@@ -55,10 +59,9 @@ def sensor_routes(sensors: Sensors, *, now: Callable[[], datetime] = lambda: dat
         after: Annotated[str | None, Query(description="the `next` of the page before")] = None,
     ) -> Response:
         """The readings of a sensor, oldest first, or what they were on average in each span of time."""
-        until = now() if end is None else _moment("to", end)
-        since = until - _USUAL_PERIOD if begin is None else _moment("from", begin)
-        if since >= until:
-            raise Rejected("bad_period", "`from` has to be earlier than `to`.")
+        if not (_NAME.match(device_id) and _NAME.match(sensor)):
+            raise _not_found(device_id, sensor)
+        since, until = _period(begin, end, now)
         answer: dict[str, Any] = {"device_id": device_id, "sensor": sensor, "from": since, "to": until}
         if resolution is None:
             rows = sensors.readings(
@@ -71,10 +74,25 @@ def sensor_routes(sensors: Sensors, *, now: Callable[[], datetime] = lambda: dat
             buckets = sensors.buckets(device_id, sensor, since, until, width)
             found = {"resolution": resolution, "buckets": [_bucket(bucket) for bucket in buckets]}
         if not (found.get("readings") or found.get("buckets")) and not sensors.knows(device_id, sensor):
-            raise Rejected("sensor_not_found", f"No reading of {sensor!r} of {device_id!r} is known.")
+            raise _not_found(device_id, sensor)
         return _json(answer | found)
 
     return router
+
+
+def _not_found(device_id: str, sensor: str) -> Rejected:
+    return Rejected("sensor_not_found", f"No reading of {sensor!r} of {device_id!r} is known.")
+
+
+def _period(begin: str | None, end: str | None, now: Callable[[], datetime]) -> tuple[datetime, datetime]:
+    until = now() if end is None else _moment("to", end)
+    try:
+        since = until - _USUAL_PERIOD if begin is None else _moment("from", begin)
+    except OverflowError as error:
+        raise Rejected("bad_period", "There is no hour before `to`.") from error
+    if since >= until:
+        raise Rejected("bad_period", "`from` has to be earlier than `to`.")
+    return since, until
 
 
 def _moment(name: str, text: str) -> datetime:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Final, Literal
 
@@ -12,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from ingest_api.annotated import check_finished
 from ingest_api.searchable_pdf import Asked
 from ingest_api.text_files import alto, hocr
+from ingest_api.turn import Turn
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected
 from visionmesh.object_store import ObjectStore
@@ -35,18 +35,19 @@ MakePdf = Callable[[Asked], bytes]
 def text_routes(images: Images, store: ObjectStore, make_pdf: MakePdf, *, max_bytes: int) -> APIRouter:
     """max_bytes: the largest file that a PDF is made of."""
     router = APIRouter(tags=["results"])
-    # One at a time, from the fetching on: who waits for a turn holds neither a file nor a thread.
-    turn = asyncio.Semaphore(1)
+    turn = Turn()
 
     @router.get("/images/{image_id}/text.{kind}", response_class=Response)
     async def text(image_id: str, kind: Kind) -> Response:
         """What was read: as plain text, as hOCR, as ALTO 4, or as the document itself with the text laid over
         it, unseen, so that it can be searched (PDF).
 
-        409 `not_finished` while nobody has read it.
+        409 `not_finished` while nobody has read it, 422 `not_read` when that failed. 429
+        `too_many_waiting` of PDFs.
         """
         if kind == "pdf":
-            async with turn:
+            # From the fetching on, so that who waits holds no file.
+            async with turn.taken():
                 data = await run_in_threadpool(pdf_of, image_id)
         else:
             data = await run_in_threadpool(file_of, image_id, kind)
@@ -76,7 +77,7 @@ def text_routes(images: Images, store: ObjectStore, make_pdf: MakePdf, *, max_by
             raise Rejected("image_not_found", "No image of this id is known.")
         check_finished(results, "ocr")
         if results.document is None:
-            raise Rejected("not_finished", "The text of this picture was not kept.")
+            raise Rejected("not_read", "The text of this picture was not kept.")
         return results.document, results
 
     return router

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -12,7 +11,7 @@ from typing import Final
 from ocr_worker.http import Terms, make_app
 from ocr_worker.intake import IngestApi
 from ocr_worker.load import GroupLag, Tally
-from ocr_worker.reading import DOMAIN, EngineChoice, Reader, read_one
+from ocr_worker.reading import DOMAIN, PADDLEX, EngineChoice, Reader, read_one
 from ocr_worker.step import make_step
 from visionmesh.database import Database
 from visionmesh.errors import Unavailable
@@ -43,6 +42,7 @@ def engine_choice(settings: Settings) -> EngineChoice:
         settings.ocr_threads or max(1, cores() // settings.ocr_processes),
         settings.ocr_paddlex_url,
         settings.ocr_paddle_models,
+        settings.ocr_page_seconds,
     )
 
 
@@ -54,6 +54,16 @@ def cores(limit: Path = _CPU_LIMIT) -> int:
         return min(available, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
         return available
+
+
+def warm_up(reader: Reader) -> None:
+    """Raises what is wrong with the engine."""
+    try:
+        reader.warm_up()
+    except Unavailable as error:
+        # A server that an engine asks may come later: documents wait for it.
+        if error.server != PADDLEX:
+            raise
 
 
 def serve(settings: Settings) -> int:
@@ -77,9 +87,7 @@ def serve(settings: Settings) -> int:
         reader = Reader(
             isolated, engine_choice(settings), processes=processes, max_pages=settings.ocr_max_pages
         )
-        # A server that an engine asks may come later: documents wait for it.
-        with suppress(Unavailable):
-            reader.warm_up()
+        warm_up(reader)
         read = Tally(reader)
         worker = Worker.from_settings(
             SERVICE,

@@ -7,9 +7,10 @@ tells what became of it. What a document is: a picture, a TIFF of many pages, a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -20,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ocr_worker.intake import Submit
 from ocr_worker.load import Tally, retry_after
+from ocr_worker.reading import overdue
 from ocr_worker.step import TASK
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected
@@ -47,6 +49,7 @@ class Terms:
     """What callers are held to; see the settings of these names.
 
     engines: documents of callers that are read at once; with 1, callers take turns.
+    waiting_bytes: what the documents of all callers may take together, from when they are sent.
     """
 
     engines: int
@@ -54,6 +57,7 @@ class Terms:
     waiting_limit: int
     queue_limit: int
     max_bytes: int
+    waiting_bytes: int = 256 * 1024 * 1024
 
 
 def make_app(
@@ -68,6 +72,7 @@ def make_app(
 ) -> FastAPI:
     """lag: messages that the service's group has not finished."""
     callers = _Callers(read, terms)
+    room = _Room(terms.waiting_bytes, terms.max_bytes + FORM_BYTES)
 
     def summary() -> dict[str, float]:
         """The first design's words."""
@@ -96,38 +101,33 @@ def make_app(
     async def ocr(request: Request) -> Response:
         """The text of a document, as soon as it is read.
 
-        429 `too_many_waiting` when too many callers wait already, 504 `deadline_exceeded` when its text did
-        not come in time, its turn included.
+        429 `too_many_waiting` when too many callers wait already, 504 `answer_overdue` when its text did not
+        come in time, its turn included.
         """
-        if callers.are_too_many:
-            return turned_away()
-        data = await picture_of(request)
-        # Others may have come while this one sent its document.
-        if callers.are_too_many:
-            return turned_away()
-        document = await callers.read(data)
-        if document is None:
-            return error_response(
-                HTTPStatus.GATEWAY_TIMEOUT,
-                "deadline_exceeded",
-                f"The text did not come within {terms.deadline_seconds:g} s; POST /process does not hurry.",
-            )
-        return JSONResponse(as_json(document))
+        with room.taken_by(request) as there_is_room:
+            if callers.are_too_many or not there_is_room:
+                return turned_away()
+            return JSONResponse(as_json(await callers.read(_received(request, terms))))
 
     def turned_away() -> Response:
         waiting = callers.waiting
-        return _too_many("too_many_waiting", f"{waiting} callers wait already.", waiting, read, terms)
+        return _too_many("too_many_waiting", "Too many callers wait already.", waiting, read, terms)
 
     @app.post("/process", status_code=HTTPStatus.ACCEPTED, openapi_extra=_BODIES)
     async def process(request: Request) -> Response:
         """Puts a document into the queue; answers when it is stored.
 
-        task_id: also its image_id on ingest-api. 429 `queue_full` when the queue is too long.
+        task_id: also its image_id on ingest-api. 429 `queue_full` when the queue is too long, and
+        `too_many_waiting` when too many documents come at once.
         """
         queued = lag()
         if queued > terms.queue_limit:
             return _too_many("queue_full", f"{queued} documents are in the queue.", queued, read, terms)
-        task_id = await run_in_threadpool(submit, await picture_of(request), tracing.current())
+        with room.taken_by(request) as there_is_room:
+            if not there_is_room:
+                return turned_away()
+            data = await _received(request, terms)
+            task_id = await run_in_threadpool(submit, data, tracing.current())
         return JSONResponse({"task_id": task_id}, HTTPStatus.ACCEPTED)
 
     @app.get("/result/{task_id}")
@@ -154,6 +154,37 @@ def make_app(
     return app
 
 
+async def _received(request: Request, terms: Terms) -> bytes:
+    try:
+        async with asyncio.timeout(terms.deadline_seconds):
+            return await picture_of(request)
+    except TimeoutError:
+        raise Rejected("upload_stalled", "The document did not come in time.") from None
+
+
+class _Room:
+    """For the documents of callers, counted before they are received. A lone one always has room."""
+
+    def __init__(self, most: int, largest: int) -> None:
+        self._most = most
+        self._largest = largest
+        self._taken = 0
+
+    @contextmanager
+    def taken_by(self, request: Request) -> Iterator[bool]:
+        """Whether there is room for its body, which is kept for it until the end of the context."""
+        announced = request.headers.get("content-length", "")
+        size = int(announced) if announced.isdecimal() else self._largest
+        if self._taken and self._taken + size > self._most:
+            yield False
+            return
+        self._taken += size
+        try:
+            yield True
+        finally:
+            self._taken -= size
+
+
 class _Callers:
     """Reads for those who wait for the answer: as many documents at once as there are engines, the others
     in the order in which they came.
@@ -174,8 +205,12 @@ class _Callers:
         """Whether one more would have to wait who may not."""
         return self._inside >= self._terms.engines + self._terms.waiting_limit
 
-    async def read(self, data: bytes) -> OcrDocument | None:
-        """None when the deadline passes first; a document whose turn had not come is then not read at all."""
+    async def read(self, sent: Awaitable[bytes]) -> OcrDocument:
+        """sent: the document; who still sends it has a place already.
+
+        Raises `Rejected("answer_overdue")` when the deadline passes first; nothing more of the document is
+        read then but the page that is under way.
+        """
         loop = asyncio.get_running_loop()
 
         def ended(_: Future[OcrDocument]) -> None:
@@ -184,14 +219,19 @@ class _Callers:
                 loop.call_soon_threadsafe(self._move, -1)
 
         self._move(1)
-        reading = self._threads.submit(self._read, data)
+        try:
+            data = await sent
+        except BaseException:
+            self._move(-1)
+            raise
+        reading = self._threads.submit(self._read, data, time.monotonic() + self._terms.deadline_seconds)
         # Who is told that it took too long may leave an engine behind that still reads.
         reading.add_done_callback(ended)
         job = asyncio.wrap_future(reading)
         await asyncio.wait([job], timeout=self._terms.deadline_seconds)
         if not job.done():
             job.cancel()
-            return None
+            raise overdue()
         return job.result()
 
     def close(self) -> None:

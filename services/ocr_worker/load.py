@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
 from typing import Final
+
+import structlog
 
 from ocr_worker.reading import Read
 from visionmesh.errors import Rejected, Unavailable
@@ -16,6 +16,8 @@ from visionmesh.observability import metrics
 from visionmesh.ocr_document import OcrDocument
 from visionmesh.settings import Settings
 from visionmesh.topics import IMAGES
+
+log = structlog.get_logger()
 
 _LOOK_SECONDS: Final = 2.0
 
@@ -53,9 +55,14 @@ class GroupLag:
     def _look(self) -> None:
         offsets = GroupOffsets(self._settings, IMAGES.name, self._group)
         while not self._stop.is_set():
-            with suppress(Unavailable):
+            try:
                 self._lag = sum(partition.lag for partition in offsets.read())
                 metrics.OCR_QUEUE.set(self._lag)
+            except Unavailable:
+                pass
+            # A thread that ends would leave the last number for ever.
+            except Exception:
+                log.exception("lag_unknown")
             self._stop.wait(_LOOK_SECONDS)
         offsets.close()
 
@@ -64,7 +71,7 @@ class GroupLag:
 class Counts:
     """Documents since the start of the process, from Kafka and over HTTP.
 
-    seconds: of all that were read, each from its first page to its last.
+    seconds: that engines worked for those that were read, without the time that they waited for one.
     """
 
     ended: int = 0
@@ -86,17 +93,16 @@ class Tally:
         self._lock = Lock()
         self.counts = Counts()
 
-    def __call__(self, data: bytes) -> OcrDocument:
-        began = time.perf_counter()
+    def __call__(self, data: bytes, until: float | None = None) -> OcrDocument:
         try:
-            document = self._read(data)
+            document = self._read(data, until)
         except Rejected:
             self._count("rejected", 0.0)
             raise
         except Exception:
             self._count("failed", 0.0)
             raise
-        self._count("read", time.perf_counter() - began)
+        self._count("read", sum(document.seconds.values()))
         return document
 
     def _count(self, result: str, seconds: float) -> None:

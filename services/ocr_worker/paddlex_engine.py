@@ -20,13 +20,17 @@ from urllib3.exceptions import HTTPError
 
 from ocr_worker.domain import PageImage, PageText
 from ocr_worker.domain.reading_order import reading_order
+from ocr_worker.reading import PADDLEX
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.ocr_document import TextLine
 
-SERVER: Final = "paddlex"
+_CONNECT_SECONDS: Final = 2.0
 
-# The child's own deadline is shorter.
-_TIMEOUT: Final = urllib3.Timeout(connect=2.0, read=300.0)
+# Of a page's time: a server that hangs is found out before the page is blamed for it.
+_SHARE: Final = 0.9
+
+# What is said of a page; any other refusal is of the server's own making.
+_REFUSED: Final = (400, 413, 422)
 
 # `fileType` of a picture; a PDF would be 0.
 _PICTURE: Final = 1
@@ -37,13 +41,16 @@ class PaddleX:
 
     name = "paddlex"
 
-    def __init__(self, url: str, language: str) -> None:
+    def __init__(self, url: str, language: str, *, page_seconds: float) -> None:
+        """page_seconds: longest that one page may take."""
         self.language = language
         self._address = f"{url.rstrip('/')}/ocr"
-        self._pool = urllib3.PoolManager(timeout=_TIMEOUT, retries=False)
+        self._pool = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_SHARE * page_seconds), retries=False
+        )
 
     def read(self, page: PageImage) -> PageText:
-        """See `Engine`. Raises `Unavailable` when the server is away or fails."""
+        """See `Engine`. Raises `Unavailable` when the server is away, hangs or fails."""
         began = time.perf_counter()
         # The least of compressions: the server is near.
         _, png = cv2.imencode(".png", page[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
@@ -61,14 +68,14 @@ class PaddleX:
         try:
             response = self._pool.request("POST", self._address, json=body)
         except HTTPError as error:
-            raise Unavailable(SERVER, str(error) or type(error).__name__) from error
-        if 400 <= response.status < 500:
+            raise Unavailable(PADDLEX, str(error) or type(error).__name__) from error
+        if response.status in _REFUSED:
             raise Rejected("unreadable_page", f"PaddleX refuses the page: {response.data[:200]!r}")
         try:
             answer: dict[str, Any] = json.loads(response.data)
             answer["result"]["ocrResults"][0]["prunedResult"]
         except (ValueError, LookupError, TypeError) as error:
-            raise Unavailable(SERVER, f"it answers {response.status}: {response.data[:200]!r}") from error
+            raise Unavailable(PADDLEX, f"it answers {response.status}: {response.data[:200]!r}") from error
         return answer
 
 

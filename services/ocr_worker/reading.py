@@ -8,6 +8,7 @@ decoders; its children import them at their start (`DOMAIN`).
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 DOMAIN: Final = "ocr_worker.domain"
 
+# What the server of PaddleX is called while it is away.
+PADDLEX: Final = "paddlex"
+
 # The smallest picture there is, as GIF.
 _NOTHING: Final = bytes.fromhex("47494638396101000100800000000000ffffff2c00000000010001000002024401003b")
 
@@ -41,6 +45,7 @@ class EngineChoice:
     threads: int
     paddlex_url: str = ""
     paddle_models: Path | None = None
+    page_seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +70,11 @@ class Answer:
 class Read(Protocol):
     """Reads a document."""
 
-    def __call__(self, data: bytes) -> OcrDocument:
-        """Raises `Rejected`, and `Unavailable` when an engine is only a client of a server that is away."""
+    def __call__(self, data: bytes, until: float | None = None) -> OcrDocument:
+        """Raises `Rejected`, and `Unavailable` when an engine is only a client of a server that is away.
+
+        until: of `time.monotonic`; no page is begun after it, which is then `Rejected("answer_overdue")`.
+        """
 
 
 class Reader:
@@ -93,8 +101,8 @@ class Reader:
         with ThreadPoolExecutor(self._processes) as threads:
             list(threads.map(lambda _: self._isolated.call(self._asked(_NOTHING, 1)), range(self._processes)))
 
-    def __call__(self, data: bytes) -> OcrDocument:
-        first = self._page(data, 1)
+    def __call__(self, data: bytes, until: float | None = None) -> OcrDocument:
+        first = self._page(data, 1, until)
         numbers = range(2, first.pages + 1)
         if not numbers:
             return joined([first])
@@ -102,12 +110,14 @@ class Reader:
             threads = ThreadPoolExecutor(min(self._processes, len(numbers)), thread_name_prefix="page")
             # The pages that nobody has begun when one can't be read are left alone.
             stack.callback(threads.shutdown, cancel_futures=True)
-            return joined([first, *threads.map(lambda number: self._page(data, number), numbers)])
+            return joined([first, *threads.map(lambda number: self._page(data, number, until), numbers)])
 
     def _asked(self, data: bytes, number: int) -> Asked:
         return Asked(data, number, self._max_pages, self._engine)
 
-    def _page(self, data: bytes, number: int) -> ReadPage:
+    def _page(self, data: bytes, number: int, until: float | None) -> ReadPage:
+        if until is not None and time.monotonic() > until:
+            raise overdue()
         with self._working():
             try:
                 answer = self._isolated.call(self._asked(data, number))
@@ -134,6 +144,11 @@ class Reader:
         with self._lock:
             self._under_way += difference
             metrics.OCR_ENGINES_BUSY.set(min(self._under_way, self._processes))
+
+
+def overdue() -> Rejected:
+    """What a document is refused with whose text did not come in time."""
+    return Rejected("answer_overdue", "The text did not come in time; POST /process does not hurry.")
 
 
 class _Memory:

@@ -103,7 +103,7 @@ class Imx477Values(msgspec.Struct, frozen=True):
     capture_ms: Annotated[float, _unit("ms", "from asking the camera to having the picture")]
     analysis_ms: Annotated[float, _unit("ms", "from having the picture to having these values")]
     image_id: Annotated[
-        str | None, _unit("", "the picture's own id in the mesh; null when it was not uploaded")
+        str | None, _unit("", "the picture's own id in the mesh; null when it was not to be uploaded")
     ]
 
 

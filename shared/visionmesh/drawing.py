@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -20,8 +21,11 @@ _FIRST_CORNER: Final = (220, 0, 0)
 # Characters of a text that are written beside its outline.
 _LABEL: Final = 40
 
-# A picture is held three times while it is drawn on: with this many pixels in 450 MB.
-LIMITS: Final = images.Limits(pixels=50_000_000)
+# The largest scan that is read is also drawn on.
+_LIMITS: Final = images.Limits(pixels=150_000_000)
+
+# A larger page is reduced, so that the largest does not take more memory and time than a child has.
+_PIXELS_DRAWN: Final = 25_000_000
 
 _JPEG_QUALITY: Final = 90
 
@@ -82,12 +86,14 @@ def outlined(picture: NDArray[np.uint8], outlines: Sequence[Outline]) -> Image.I
 
 
 def draw_on(asked: Asked) -> Drawn:
-    """The upright page with its outlines: a JPEG when the file is one, else a PNG.
+    """The upright page with its outlines, a very large one reduced: a JPEG when the file is one, else a PNG.
 
     Runs native decoders on someone else's bytes, so it is made to be sent to a child process.
     Raises `Rejected` with a code of `visionmesh.images`, and `corrupt_document` of a PDF.
     """
-    image = outlined(_page(asked), asked.outlines)
+    page = _page(asked)
+    scale = page.picture.shape[1] / page.width
+    image = outlined(page.picture, [_scaled(outline, scale) for outline in asked.outlines])
     file = io.BytesIO()
     if images.media_type(asked.data[:64]) == "image/jpeg":
         image.save(file, "JPEG", quality=_JPEG_QUALITY)
@@ -97,27 +103,31 @@ def draw_on(asked: Asked) -> Drawn:
     return Drawn(file.getvalue(), "image/png")
 
 
-def _page(asked: Asked) -> NDArray[np.uint8]:
+def _scaled(outline: Outline, scale: float) -> Outline:
+    return replace(outline, corners=tuple((x * scale, y * scale) for x, y in outline.corners))
+
+
+def _page(asked: Asked) -> images.Page:
     if images.media_type(asked.data[:64]) == "application/pdf":
         return _page_of_pdf(asked)
-    pages = images.pages(asked.data, at_most=LIMITS.pixels, limits=LIMITS, first=asked.page)
+    pages = images.pages(asked.data, at_most=_PIXELS_DRAWN, limits=_LIMITS, first=asked.page)
     page = next(pages, None)
     if page is None:
         raise Rejected("not_found", f"The file has no page {asked.page}.")
-    return page.picture
+    return page
 
 
-def _page_of_pdf(asked: Asked) -> NDArray[np.uint8]:
+def _page_of_pdf(asked: Asked) -> images.Page:
     import pypdfium2
 
+    from visionmesh import pdf
+
     try:
-        with pypdfium2.PdfDocument(asked.data) as document:
+        with pdf.opened(asked.data) as document:
             page = document[asked.page - 1]
             width, height = page.get_size()
             scale = (asked.width or width) / width
-            if width * height * scale * scale > LIMITS.pixels:
-                raise Rejected("too_many_pixels", f"At most {LIMITS.pixels} pixels of a page are drawn on.")
-            bitmap = page.render(scale=scale, rev_byteorder=True)
-            return np.array(bitmap.to_numpy()[:, :, :3], dtype=np.uint8)
+            drawn = min(scale, math.sqrt(_PIXELS_DRAWN / (width * height)))
+            return images.Page(pdf.picture_of(page, drawn), round(width * scale), round(height * scale))
     except (pypdfium2.PdfiumError, IndexError, ZeroDivisionError) as error:
         raise Rejected("corrupt_document", f"Page {asked.page} of the PDF can't be drawn.") from error

@@ -44,6 +44,7 @@ _RETRY_AFTER_SECONDS: Final = 2
 # What a `Rejected` is over HTTP. A code that is not here is 422: the request was understood, but what it
 # holds can't be worked on.
 _STATUS: Final = {
+    "answer_overdue": 504,
     "bad_image_id": 400,
     "bad_path": 400,
     "bad_period": 400,
@@ -66,6 +67,7 @@ _STATUS: Final = {
     "too_many_files": 413,
     "too_many_pixels": 413,
     "too_many_readings": 400,
+    "too_many_waiting": 429,
     "truncated_body": 400,
     "too_many_pages": 413,
     "unknown_task": 400,

@@ -16,9 +16,10 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from queue import LifoQueue
 from threading import Lock
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
@@ -81,10 +82,7 @@ class Isolated(Generic[T, R]):
         self._places = [
             _Place(begin, tuple(preload), calls_per_child, resident_bytes) for _ in range(processes)
         ]
-        # The place that was used last is used next: its child is the warmest.
-        self._free: LifoQueue[_Place] = LifoQueue()
-        for place in self._places:
-            self._free.put(place)
+        self._free = _Free(self._places)
 
     def __enter__(self) -> Isolated[T, R]:
         try:
@@ -113,14 +111,14 @@ class Isolated(Generic[T, R]):
             place.close()
 
     def call(self, item: T) -> R:
-        """The function's result; waits for a child that is free.
+        """The function's result; waits for a child that is free, behind those who wait already.
 
         Raises `Rejected`, beside the function's own codes with `decoder_crashed`, `deadline_exceeded` and
         `memory_exceeded`; and `Unavailable` after `close`.
         """
         exit_code = 0
         for _ in range(_ATTEMPTS):
-            place = self._free.get()
+            place = self._free.take()
             try:
                 outcome: Outcome = place.call(item)
             except TimeoutError:
@@ -139,7 +137,7 @@ class Isolated(Generic[T, R]):
                     ) from None
                 raise _crashed() from None
             finally:
-                self._free.put(place)
+                self._free.give(place)
             if outcome.raised is not None:
                 raise outcome.raised
             result: R = outcome.result
@@ -153,6 +151,33 @@ class Isolated(Generic[T, R]):
         return Rejected(
             "deadline_exceeded", f"Reading the file took longer than {self._deadline_seconds:g} s."
         )
+
+
+class _Free:
+    """The places that nobody uses. A queue would only wake who waits, and whoever has just given a place back
+    takes it again first: here it is handed to the one who waits longest.
+    """
+
+    def __init__(self, places: Sequence[_Place]) -> None:
+        self._lock = Lock()
+        # The place that was used last is used next: its child is the warmest.
+        self._idle = list(places)
+        self._waiting: deque[Future[_Place]] = deque()
+
+    def take(self) -> _Place:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+            turn: Future[_Place] = Future()
+            self._waiting.append(turn)
+        return turn.result()
+
+    def give(self, place: _Place) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set_result(place)
+            else:
+                self._idle.append(place)
 
 
 class _ChildEndedError(Exception):

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, BinaryIO, Final
 
-from visionmesh.errors import Rejected
+from visionmesh.errors import Rejected, Unavailable
 
 # A child that works for a service that was killed has nobody to end it: its own alarm does, this long after
 # the deadline.
 _ALARM_SECONDS: Final = 1.0
+
+# How native code says that there is no memory: OpenCV and ONNX Runtime raise exceptions of their own.
+_NO_ROOM: Final = ("Failed to allocate", "bad_alloc")
 
 # Exit status of a child that has no room for an item.
 NO_MEMORY: Final = 71
@@ -110,13 +113,22 @@ def _outcome(begin: Begin, item: Any) -> bytes:
     except Rejected as error:
         # Without the chain of its causes, which may hold half of the picture.
         raised = Rejected(error.code, error.reason)
-    except MemoryError:
-        raised = Rejected("memory_exceeded", "Reading the file takes more memory than it is given.")
     except Exception as error:
-        raised = _that_travels(error)
+        raised = _no_room() if _lacks_memory(error) else _that_travels(error)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     return pickle.dumps(Outcome(raised=raised))
+
+
+def _lacks_memory(error: Exception) -> bool:
+    # A server's answer may have the same words.
+    if isinstance(error, Unavailable):
+        return False
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_ROOM)
+
+
+def _no_room() -> Rejected:
+    return Rejected("memory_exceeded", "Reading the file takes more memory than it is given.")
 
 
 def _that_travels(bug: Exception) -> Exception:

@@ -236,8 +236,9 @@ class FoundDocument:
 # A place in a queue that is longer than this is told as this.
 COUNTED: Final = 10_000
 
-# How far into a document the words that were asked for are looked up again to be shown: 100 pages.
-HIGHLIGHTED: Final = 300_000
+# How far into a document the words that were asked for are looked up again to be shown: 30 pages. Both
+# stemmers go through that much of every document that a search answers with.
+HIGHLIGHTED: Final = 100_000
 
 
 class OutboxClaim(Protocol):
@@ -276,8 +277,11 @@ class Images(Protocol):
         the page before.
         """
 
-    def results(self, image_id: str) -> ImageResults | None:
-        """All that is known of an image, or None when nothing is. What shadows found is not told."""
+    def results(self, image_id: str, *, document: bool = True) -> ImageResults | None:
+        """All that is known of an image, or None when nothing is. What shadows found is not told.
+
+        document: whether its text is wanted, which may be hundreds of pages.
+        """
 
     def outcome(self, image_id: str, worker: str) -> StoredOutcome | None:
         """What became of one worker's work on an image, None as long as it has not begun."""
@@ -866,7 +870,7 @@ class PostgresImages:
             ).fetchall()
         return [_image(row) for row in rows]
 
-    def results(self, image_id: str) -> ImageResults | None:
+    def results(self, image_id: str, *, document: bool = True) -> ImageResults | None:
         with self._database.transaction() as connection:
             # Outcomes first: each statement sees what is committed by then, and results are committed
             # together with their outcome, so whoever is `done` here has its results below.
@@ -875,8 +879,8 @@ class PostgresImages:
             features = connection.execute(_FEATURES, (image_id,)).fetchone()
             predictions = connection.execute(_PREDICTIONS, (image_id,)).fetchall()
             codes = connection.execute(_QR_CODES, (image_id,)).fetchall()
-            document = connection.execute(_DOCUMENT, (image_id,)).fetchone()
-        if not (image or features or predictions or codes or document or outcomes):
+            text = connection.execute(_DOCUMENT, (image_id,)).fetchone() if document else None
+        if not (image or features or predictions or codes or text or outcomes):
             return None
         return ImageResults(
             image=None if image is None else _image(image),
@@ -884,7 +888,7 @@ class PostgresImages:
             predictions=tuple(_prediction(row) for row in predictions),
             outcomes=tuple(_outcome(row) for row in outcomes),
             codes=tuple(_qr_code(row) for row in codes),
-            document=None if document is None else _document(document),
+            document=None if text is None else _document(text),
         )
 
     def outcome(self, image_id: str, worker: str) -> StoredOutcome | None:

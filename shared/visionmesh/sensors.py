@@ -78,7 +78,8 @@ class Sensors(Protocol):
     ) -> list[Bucket]:
         """The readings by spans of time, of which each begins a whole number of resolutions after 2000.
 
-        Raises `Rejected("too_many_readings", …)` for a period with more of them than `MOST_AVERAGED`.
+        Raises `Rejected("too_many_readings", …)` for a period with more of them than `MOST_AVERAGED`, and
+        `Rejected("cannot_average", …)` when a number in it, or their sum, is too large for a float64.
         """
 
     def knows(self, device_id: str, sensor: str) -> bool:
@@ -200,6 +201,13 @@ def check_not_too_many(readings: int) -> None:
         )
 
 
+def cannot_average() -> Rejected:
+    return Rejected(
+        "cannot_average",
+        "A number between `from` and `to` is too large to be averaged; without `resolution` it is shown.",
+    )
+
+
 class PostgresSensors:
     """`Sensors` and `Housekeeping` on Postgres."""
 
@@ -238,7 +246,10 @@ class PostgresSensors:
         with self._database.transaction() as connection:
             counted = connection.execute(_COUNTED, asked | {"most": MOST_AVERAGED}).fetchall()
             check_not_too_many(sum(readings for _, readings in counted))
-            measured = connection.execute(_MEASURED, asked).fetchall()
+            try:
+                measured = connection.execute(_MEASURED, asked).fetchall()
+            except psycopg.errors.NumericValueOutOfRange as error:
+                raise cannot_average() from error
         values: dict[datetime, dict[str, dict[str, float]]] = {at: {} for at, _ in counted}
         for at, key, mean, least, most in measured:
             # One that was written in between has a span of its own next time.

@@ -13,6 +13,7 @@ import socket
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -203,7 +204,9 @@ class Settings(BaseSettings):
         default=32, ge=0, description="callers of POST /ocr that may wait for their turn; others get 429"
     )
     ocr_queue_limit: int = Field(
-        default=1000, ge=1, description="pictures that may wait for text; beyond, POST /process gives 429"
+        default=1000,
+        ge=1,
+        description="pictures of all kinds that ocr-worker has not finished; beyond, POST /process gives 429",
     )
     ocr_paddlex_url: str = Field(
         default="http://127.0.0.1:8080", description="where `paddlex --serve --pipeline OCR` listens"
@@ -357,6 +360,14 @@ class EdgeSettings(BaseSettings):
         if info.field_name == "simulate" and value == "all":
             return cls.model_fields["sensors"].default
         return _from_json(value)
+
+    @field_validator("upload_url")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "")
+        if value is not None and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("this is no address like http://host:8001")
+        return value
 
     @field_validator("mpu6050_address", "mpu6050_accel_g", "mpu6050_gyro_dps", mode="before")
     @classmethod

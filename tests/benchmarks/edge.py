@@ -79,8 +79,8 @@ def used(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def cost(name: str, endpoints: Endpoints, folder: Path, sensors: str, seconds: float) -> None:
-    """Processor and memory while `sensors` run at full rate; and whether every reading became a row."""
+def cost(name: str, endpoints: Endpoints, folder: Path, sensors: str, seconds: float) -> bool:
+    """Processor and memory while `sensors` run at full rate; returns whether every reading became a row."""
     device = f"bench-{name.replace(' ', '-')}"
     queue = folder / f"{device}.db"
     environment = endpoints.environment() | FULL_RATE
@@ -94,7 +94,8 @@ def cost(name: str, endpoints: Endpoints, folder: Path, sensors: str, seconds: f
         time.sleep(seconds)
         share = (used(process) - before) / (time.monotonic() - began) * 100
         memory = process.memory_info().rss / 1024**2
-        devices = client.get("/health").json()["devices"]
+        health = client.get("/health").json()
+    devices, dropped = health["devices"], health["queue"]["dropped"]
     figure(f"edge: processor, {name}", [share], "% core")
     figure(f"edge: memory, {name}", [memory], "MiB")
     for one in devices:
@@ -104,8 +105,13 @@ def cost(name: str, endpoints: Endpoints, folder: Path, sensors: str, seconds: f
     deadline = time.monotonic() + HOME_SECONDS
     while (stored := rows(endpoints, device)) != made and time.monotonic() < deadline:
         time.sleep(0.2)
-    verdict = "every reading is a row" if stored == made else "READINGS AND ROWS DIFFER"
-    print(f"  {verdict}: {sum(made.values())} readings {made}, rows {stored}")
+    # What a driver has measured and nobody numbered is in no queue.
+    unnumbered = any(one["readings"] > made.get(one["sensor"], 0) for one in devices)
+    lost = sum(one["dropped"] for one in devices) + sum(dropped.values())
+    complete = bool(stored == made and not unnumbered and not lost)
+    verdict = "every reading is a row" if complete else "READINGS AND ROWS DIFFER"
+    print(f"  {verdict}: {sum(made.values())} readings {made}, rows {stored}, {dropped} dropped")
+    return complete
 
 
 def rows(endpoints: Endpoints, device: str) -> dict[str, int]:
@@ -137,7 +143,7 @@ def answering(endpoints: Endpoints, folder: Path, rounds: int) -> None:
         "EDGE_DEVICE_ID": "bench-camera", "EDGE_QUEUE_PATH": str(folder / "camera.db"),
         "EDGE_SENSORS": '["imx477"]', "EDGE_SIMULATE": "all",
     }  # fmt: skip
-    slow = {"EDGE_SIMULATED_CAPTURE_SECONDS": "5", "EDGE_CAMERA_INTERVAL_SECONDS": "60"}
+    slow = {"EDGE_SIMULATED_CAPTURE_SECONDS": "5", "EDGE_CAMERA_INTERVAL_SECONDS": "3600"}
     with service("edge_publisher", environment | slow) as (_, client), ThreadPoolExecutor(1) as thread:
         connected(client)
         latencies(client, "/health", 20)
@@ -160,7 +166,7 @@ def answering(endpoints: Endpoints, folder: Path, rounds: int) -> None:
             statuses = list(threads.map(lambda _: client.get("/imx477/sensor").status_code, range(100)))
         took = time.perf_counter() - began
         print(f"  100 requests by 10 clients: {statuses.count(200)} of 100 answered 200, {took:.1f} s")
-    with service("edge_publisher", environment | {"EDGE_CAMERA_INTERVAL_SECONDS": "60"}) as (_, client):
+    with service("edge_publisher", environment | {"EDGE_CAMERA_INTERVAL_SECONDS": "3600"}) as (_, client):
         connected(client)
         for rate in (5, 25):
             before = details(client)
@@ -208,14 +214,17 @@ def main(arguments: Sequence[str] = ()) -> None:
     with native() as endpoints, TemporaryDirectory(prefix="mesh-bench-") as directory:
         prepared(endpoints)
         folder = Path(directory)
+        complete = True
         with service("sensor_sink", endpoints.environment()):
             if options.only in (None, "tfluna"):
-                cost("TF-Luna at 250 Hz", endpoints, folder, '["tfluna"]', options.seconds)
+                complete &= cost("TF-Luna at 250 Hz", endpoints, folder, '["tfluna"]', options.seconds)
             if options.only in (None, "all"):
                 everything = '["imx477", "mpu6050", "tfluna", "hcsr04"]'
-                cost("four sensors", endpoints, folder, everything, options.seconds)
+                complete &= cost("four sensors", endpoints, folder, everything, options.seconds)
         if options.only in (None, "answering"):
             answering(endpoints, folder, options.rounds)
+    if not complete:
+        sys.exit("readings were lost")
 
 
 if __name__ == "__main__":

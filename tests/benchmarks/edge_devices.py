@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     parts: dict[str, Callable[[], None]] = {
         "noise": lambda: noise(options.frames),
-        "driver": lambda: drivers(options.seconds, options.rounds),
+        "driver": lambda: drivers(options.seconds),
         "analysis": lambda: asyncio.run(analysis(options.rounds)),
         "recovery": lambda: asyncio.run(recovery(options.rounds)),
     }
@@ -180,8 +180,7 @@ def send(path: Path, noise_share: float, count: int, begin: Any) -> None:
     asyncio.run(sensor.run())
 
 
-def drivers(seconds: float, rounds: int) -> None:
-    del rounds
+def drivers(seconds: float) -> None:
     for share in (0.0, NOISE):
         asyncio.run(on_a_terminal(seconds, share))
     asyncio.run(on_a_bus(seconds))

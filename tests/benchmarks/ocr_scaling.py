@@ -1,4 +1,5 @@
-"""`ocr-scaling`: pages per minute by every way of scaling ocr-worker, in one run and taking turns.
+"""`ocr-scaling`: pages per minute by every way of scaling ocr-worker, in one run; all but the queue
+take turns.
 
 Some callers send one page after the other to `POST /ocr`: of a worker with one engine (they take turns, as at
 a semaphore), of one with two engines, of two workers with one engine each (the callers' pages go to them in
@@ -26,6 +27,7 @@ import psutil
 from PIL import Image, ImageDraw
 
 from benchmarks.figures import figure, ratio
+from benchmarks.ocr_soak import held
 from benchmarks.replicas import started
 from visionmesh.database import migrate
 from visionmesh.mesh import Replica, Service
@@ -34,7 +36,6 @@ from visionmesh.settings import Settings
 from visionmesh.stack import open_stack
 
 PATIENCE_SECONDS = 600.0
-MEBIBYTE = 1024 * 1024
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -107,8 +108,8 @@ def measure(replicas: dict[str, Replica], pages: Sequence[bytes], callers: int, 
         rates["the queue, two workers"].append(queued(ways["two workers"], pages))
     for name, found in rates.items():
         figure(f"ocr-scaling: {name}", found, "pages/min")
-    for name, held in memory.items():
-        figure(f"ocr-scaling: memory, {name}", [held / MEBIBYTE], "MiB")
+    for name, mebibytes in memory.items():
+        figure(f"ocr-scaling: memory, {name}", [mebibytes], "MiB")
     alone = rates["one engine, callers take turns"]
     for name in ("two engines in one worker", "two workers"):
         ratio(f"ocr-scaling: {name} / one", rates[name], alone, "told, not set: cores decide")
@@ -147,10 +148,9 @@ def rate(pages: int, work: Callable[[], object]) -> float:
     return 60 * pages / (time.perf_counter() - began)
 
 
-def memory_of(replica: Replica) -> int:
-    """Of the worker and all of its children, in bytes; what they share is counted once each."""
-    process = psutil.Process(replica.pid)
-    return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
+def memory_of(replica: Replica) -> float:
+    """MiB of the worker and all of its children."""
+    return held(psutil.Process(replica.pid))
 
 
 def pages_of(folder: Path | None, count: int) -> list[bytes]:

@@ -91,7 +91,7 @@ def soak(
         with lock:
             done += 1
             if done % LOOK_EVERY == 0:
-                memory.append(held())
+                memory.append(held(psutil.Process()))
                 print(f"ocr-soak: {done} pages, {memory[-1]:.0f} MiB", flush=True)
         expected = alone[number % len(documents)]
         return (document.text, document.lines) != (expected.text, expected.lines)
@@ -100,9 +100,8 @@ def soak(
         return sum(threads.map(is_another, range(pages))), memory
 
 
-def held() -> float:
-    """MiB of this process and its children."""
-    process = psutil.Process()
+def held(process: psutil.Process) -> float:
+    """MiB of it and its children; pages that they share are counted once."""
     return sum(
         each.memory_full_info().pss / MEBIBYTE for each in (process, *process.children(recursive=True))
     )

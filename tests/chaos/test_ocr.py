@@ -13,7 +13,7 @@ import psutil
 import pytest
 from PIL import Image, ImageDraw
 
-from chaos.rig import Rig, eventually, open_rig, size
+from chaos.rig import HOME_SECONDS, Rig, eventually, open_rig, size
 from visionmesh.mesh import Replica
 
 pytestmark = [pytest.mark.native, pytest.mark.timeout(900)]
@@ -123,12 +123,15 @@ def test_killing_engines_costs_no_more_than_the_picture_they_had(rig: Rig, blow:
     for number in range(PICTURES):
         upload(rig, f"{prefix}-{number:03}", png(page_text(number)))
     strikes = 0
+    deadline = time.monotonic() + HOME_SECONDS
     while sum(state != "running" for state, _ in outcomes(rig, prefix).values()) < PICTURES // 2:
+        assert time.monotonic() < deadline, "half of the pictures did not come to their end"
         for replica in workers(rig):
             if strikes < 2 and pages_read(replica) > 0 and (found := engines(replica)):
                 found[0].send_signal(blow)
                 strikes += 1
         time.sleep(0.3)
+    assert strikes == 2
 
     def all_ended() -> bool:
         # One look: between two of them a picture may begin.

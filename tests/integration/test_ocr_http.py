@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import httpx
 import pytest
+from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
 from answers import assert_error
@@ -90,6 +93,14 @@ def serve(isolated: Isolated[Asked, Answer]) -> Iterator[Callable[[Terms], Servi
 @pytest.fixture
 def service(serve: Callable[[Terms], Service]) -> Service:
     return serve(TERMS)
+
+
+def sample(name: str) -> float:
+    return REGISTRY.get_sample_value(name) or 0.0
+
+
+def is_reading() -> bool:
+    return sample("mesh_ocr_engines_busy") > 0
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -184,6 +195,7 @@ def test_one_engine_is_a_semaphore_others_wait_and_too_many_are_turned_away(
 
     with ThreadPoolExecutor(2) as callers:
         first = callers.submit(service.client.post, "/ocr", content=page(f"wait {gate}"))
+        eventually(is_reading)
         second = callers.submit(service.client.post, "/ocr", content=page("second"))
         eventually(lambda: queue_size() == 1)
         third = service.client.post("/ocr", content=page("third"))
@@ -201,17 +213,81 @@ def test_who_waits_beyond_the_deadline_is_told_and_not_read(
     service = serve(replace(TERMS, engines=1, deadline_seconds=0.5))
     gate = tmp_path / "gate"
     with ThreadPoolExecutor(3) as callers:
-        answers = [
-            callers.submit(service.client.post, "/ocr", content=page(word))
-            for word in (f"wait {gate}", "second", "third")
-        ]
+        long = pages(f"wait {gate}", "two", "three", "four")
+        answers = [callers.submit(service.client.post, "/ocr", content=long)]
+        eventually(is_reading)
+        answers += [callers.submit(service.client.post, "/ocr", content=page(word)) for word in "ab"]
         for answer in answers:
-            assert_error(answer.result(), 504, "deadline_exceeded")
+            assert_error(answer.result(), 504, "answer_overdue")
+        before = sample("mesh_ocr_pages_total")
         gate.touch()
-    # The one that was under way is still brought to its end, before the next.
+    # Of the one that was under way only the page is brought to its end, before the next.
     assert service.client.post("/ocr", content=page("next")).status_code == 200
     counts = service.client.get("/metrics", headers={"accept": "application/json"}).json()
     assert counts["requests_total"] == 2
+    assert sample("mesh_ocr_pages_total") == before + 2
+
+
+def sending(
+    service: Service, others: Callable[[httpx.AsyncClient], Awaitable[list[httpx.Response]]]
+) -> tuple[httpx.Response, list[httpx.Response]]:
+    """The answer to a caller that sends its document only when those of others are there, and those."""
+
+    async def answers() -> tuple[httpx.Response, list[httpx.Response]]:
+        inside, sent = asyncio.Event(), asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            inside.set()
+            await sent.wait()
+            yield page("slow")
+
+        transport = httpx.ASGITransport(service.client.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://ocr") as client:
+            slow = asyncio.create_task(client.post("/ocr", content=body()))
+            await inside.wait()
+            found = await others(client)
+            sent.set()
+            return await slow, found
+
+    return asyncio.run(answers())
+
+
+def test_who_still_sends_has_a_place_already(serve: Callable[[Terms], Service]) -> None:
+    async def others(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await client.post("/ocr", content=page("other"))]
+
+    slow, (other,) = sending(serve(replace(TERMS, engines=1, waiting_limit=0)), others)
+    assert_error(other, 429, "too_many_waiting")
+    assert slow.json()["lines"][0]["text"] == "slow"
+
+
+def test_documents_are_not_received_beyond_what_memory_they_may_take(
+    serve: Callable[[Terms], Service],
+) -> None:
+    async def others(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await client.post(path, content=page("other")) for path in ("/ocr", "/process")]
+
+    service = serve(replace(TERMS, waiting_bytes=TERMS.max_bytes))
+    slow, found = sending(service, others)
+    assert slow.status_code == 200
+    for answer in found:
+        assert_error(answer, 429, "too_many_waiting")
+    assert service.client.post("/process", content=page("later")).status_code == 202
+
+
+def test_a_document_that_does_not_come(serve: Callable[[Terms], Service]) -> None:
+    service = serve(replace(TERMS, engines=1, waiting_limit=0, deadline_seconds=0.2))
+
+    async def others(client: httpx.AsyncClient) -> list[httpx.Response]:
+        async def never() -> AsyncIterator[bytes]:
+            await asyncio.Event().wait()
+            yield b""
+
+        return [await client.post("/process", content=never())]
+
+    slow, (other,) = sending(service, others)
+    for answer in (slow, other):
+        assert_error(answer, 408, "upload_stalled")
 
 
 # Through the queue

@@ -57,6 +57,10 @@ def answering(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[str]:
         server.server_close()
 
 
+def engine(url: str, page_seconds: float = 60.0) -> PaddleX:
+    return PaddleX(url, "es+en", page_seconds=page_seconds)
+
+
 def told(**pruned: Any) -> bytes:
     result = {"ocrResults": [{"prunedResult": pruned, "ocrImage": None}], "dataInfo": {}}
     return json.dumps({"logId": "x", "errorCode": 0, "errorMsg": "Success", "result": result}).encode()
@@ -71,7 +75,7 @@ def test_lines_come_with_their_places_and_the_page_goes_there_as_it_is() -> None
         return 200, told(**pruned)
 
     with answering(answer) as url:
-        read = PaddleX(url, "es+en").read(page())
+        read = engine(url).read(page())
     (line,) = read.lines
     assert (line.text, line.confidence, line.page) == ("Invoice 4711", 0.99, 1)
     assert line.polygon == ((38.0, 34.0), (271.0, 34.0), (271.0, 74.0), (38.0, 74.0))
@@ -84,43 +88,59 @@ def test_lines_come_with_their_places_and_the_page_goes_there_as_it_is() -> None
 
 def test_a_page_without_text() -> None:
     with answering(lambda _: (200, told(rec_texts=[], rec_scores=[], rec_polys=[], dt_polys=[]))) as url:
-        assert PaddleX(url, "es").read(page()).lines == []
+        assert engine(url).read(page()).lines == []
 
 
 def test_a_page_that_the_server_refuses_is_the_page_s_fault() -> None:
     with answering(lambda _: (422, b'{"errorCode": 422, "errorMsg": "Invalid file"}')) as url:
         with pytest.raises(Rejected, match="Invalid file") as caught:
-            PaddleX(url, "es").read(page())
+            engine(url).read(page())
     assert caught.value.code == "unreadable_page"
 
 
-@pytest.mark.parametrize("answer", [(500, b"{}"), (200, b"{}"), (200, b"[]"), (200, b"text"), (503, b"")])
+@pytest.mark.parametrize(
+    "answer",
+    [(500, b"{}"), (200, b"{}"), (200, b"[]"), (200, b"text"), (503, b""), (404, b"{}"), (429, b"{}")],
+)
 def test_a_server_that_fails_is_away(answer: Answer) -> None:
     with answering(lambda _: answer) as url:
         with pytest.raises(Unavailable) as caught:
-            PaddleX(url, "es").read(page())
+            engine(url).read(page())
     assert caught.value.server == "paddlex"
+
+
+def test_a_server_that_hangs_is_away_before_the_page_s_time_is_over() -> None:
+    over = threading.Event()
+
+    def hang(_: dict[str, Any]) -> Answer:
+        over.wait(60)
+        return 200, b""
+
+    with answering(hang) as url:
+        with pytest.raises(Unavailable, match=r"read timeout=0\.18"):
+            engine(url, page_seconds=0.2).read(page())
+        over.set()
 
 
 def test_a_server_that_does_not_run_is_away() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(Unavailable):
-        PaddleX(f"http://127.0.0.1:{port}/", "es").read(page())
+        engine(f"http://127.0.0.1:{port}/").read(page())
 
 
 def test_engines_are_opened_by_name() -> None:
-    engine = open_engine(EngineChoice("paddlex", "es+en", 1, "http://127.0.0.1:1"))
-    assert (engine.name, engine.language) == ("paddlex", "es+en")
-    with pytest.raises(Rejected, match="xx") as caught:
+    opened = open_engine(EngineChoice("paddlex", "es+en", 1, "http://127.0.0.1:1"))
+    assert (opened.name, opened.language) == ("paddlex", "es+en")
+    with pytest.raises(Unavailable, match="xx") as caught:
         open_engine(EngineChoice("rapidocr", "xx", 1, ""))
-    assert caught.value.code == "engine_unavailable"
+    assert caught.value.server == "ocr_engine"
 
 
 def test_the_server_itself_reads() -> None:
     url = os.environ.get("MESH_PADDLEX_URL")
     if url is None:
         pytest.skip("no server of PaddleX: MESH_PADDLEX_URL names one")
-    read = PaddleX(url, "es+en").read(page("Invoice 4711"))
+    read = engine(url).read(page("Invoice 4711"))
     assert [line.text for line in read.lines] == ["Invoice 4711"]
-    assert PaddleX(url, "es+en").read(page()).lines == []
+    assert engine(url).read(page()).lines == []

@@ -17,6 +17,7 @@ from visionmesh.errors import Rejected, Unavailable
 from visionmesh.ocr_document import OcrDocument, PageSize, TextLine
 from visionmesh.qr_code import QrCode
 from visionmesh.results import (
+    _SEARCH,
     FeaturesPair,
     FeaturesRow,
     ImageRow,
@@ -603,6 +604,14 @@ def test_results_name_the_image(stores: Stores) -> None:
     assert (found.image, found.features, found.predictions, found.outcomes) == (stored, None, (), ())
 
 
+def test_results_without_the_text_tell_all_else(stores: Stores) -> None:
+    stores.results.save([OcrDocumentRow("a", document("text")), OutcomeRow("a", "ocr-worker", "done")])
+    whole = stores.images.results("a")
+    assert whole is not None
+    assert whole.document is not None
+    assert stores.images.results("a", document=False) == replace(whole, document=None)
+
+
 def test_the_outbox_empties_as_pictures_are_published(stores: Stores) -> None:
     for image_id in "abc":
         stores.images.add_image(image(image_id))
@@ -809,9 +818,8 @@ def test_a_text_with_more_words_than_a_vector_holds_is_stored_and_found(database
 def test_a_search_reads_the_index(database: Database) -> None:
     with database.transaction() as connection:
         connection.execute("SET LOCAL enable_seqscan = off")
-        plan = connection.execute(
-            "EXPLAIN SELECT * FROM ocr_documents WHERE search @@ websearch_to_tsquery('spanish', 'a')"
-        ).fetchall()
+        asked = {"spanish": "facturas", "english": "facturas", "limit": 1, "offset": 0}
+        plan = connection.execute(f"EXPLAIN {_SEARCH}", asked).fetchall()
     assert "ocr_documents_search" in str(plan)
 
 

@@ -283,6 +283,25 @@ def test_what_cannot_be_answered_is_told(
     assert answer.json()["error"].endswith((".", ")."))
 
 
+def test_a_number_that_can_not_be_averaged_is_told_and_shown(store: Store, client: TestClient) -> None:
+    store.save([store.row(1, 0, a=10**400), store.row(2, 1, a=1)])
+    address = f"/sensors/{store.device}/tfluna/readings"
+    answer = client.get(address, params={"resolution": "1m"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "cannot_average")
+    assert [one["values"]["a"] for one in client.get(address).json()["readings"]] == [10**400, 1]
+
+
+def test_an_hour_before_the_first_moment_is_no_period(client: TestClient) -> None:
+    answer = client.get("/sensors/pi-1/tfluna/readings?to=0001-01-01T00:30:00Z")
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_period")
+
+
+@pytest.mark.parametrize("address", ["a%00b/tfluna", "pi-1/a%00b", "pi 1/tfluna"])
+def test_a_name_that_no_sensor_can_have_is_not_found(client: TestClient, address: str) -> None:
+    answer = client.get(f"/sensors/{address}/readings")
+    assert (answer.status_code, answer.json()["code"]) == (404, "sensor_not_found")
+
+
 def test_a_sensor_that_is_known_but_silent_is_an_empty_answer(store: Store, client: TestClient) -> None:
     store.save([store.row(1, 0)])
     answer = client.get(

@@ -579,7 +579,7 @@ def test_what_cannot_be_drawn(service: Service) -> None:
     expect_error(service.http.get(f"/images/{image_id}/annotated?task=fly"), 422, "invalid_request")
     service.results.save([OutcomeRow(image_id, "qr-decoder", "failed", "truncated_image: It ends.")])
     answer = service.http.get(f"/images/{image_id}/annotated")
-    expect_error(answer, 409, "not_finished")
+    expect_error(answer, 422, "not_read")
     assert "truncated_image: It ends." in answer.json()["error"]
 
 
@@ -642,7 +642,7 @@ def test_a_search_page_by_page(service: Service) -> None:
         offset = answer["next"]
     assert sorted(seen) == [f"d{number}" for number in range(5)]
     assert service.http.get("/search?q=nothing").json()["results"] == []
-    for query in ("", "?q=", f"?q={'a' * 501}", "?q=a&limit=0", "?q=a&offset=-1"):
+    for query in ("", "?q=", f"?q={'a' * 501}", "?q=a&limit=0", "?q=a&limit=21", "?q=a&offset=-1"):
         expect_error(service.http.get(f"/search{query}"), 422, "invalid_request")
 
 
@@ -703,7 +703,7 @@ def test_text_that_is_not_there(service: Service) -> None:
         expect_error(service.http.get(f"/images/{image_id}/{path}"), 409, "not_finished")
     service.results.save([OutcomeRow(image_id, "ocr-worker", "failed", "encrypted_document: A password.")])
     answer = service.http.get(f"/images/{image_id}/text.pdf")
-    expect_error(answer, 409, "not_finished")
+    expect_error(answer, 422, "not_read")
     assert "A password." in answer.json()["error"]
     assert service.http.get(f"/images/{image_id}/text.doc").status_code == 422
     service.results.save([OcrDocumentRow("plain", TWO_PAGES), OutcomeRow("plain", "ocr-worker", "done")])

@@ -1,9 +1,10 @@
-"""`mesh edge calibrate` on a chip that a test lays flat, tilts and moves."""
+"""`mesh edge` on a simulated chip: one that a test lays flat, tilts and moves, and one that is recorded."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,3 +49,29 @@ def test_a_board_that_moves_is_not_calibrated(monkeypatch: pytest.MonkeyPatch) -
     assert answer.exit_code == 1
     assert "It moved (gy_dps)" in answer.stderr
     assert answer.stdout == ""
+
+
+def test_a_recording_replaces_the_one_that_would_be_replayed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "mpu6050.jsonl"
+    path.write_text("an old one")
+    monkeypatch.setenv("EDGE_REPLAY", str(tmp_path))
+    answer = CliRunner().invoke(app, ["edge", "record", "mpu6050", "--output", str(path), "--seconds", "0.1"])
+    assert answer.exit_code == 0, answer.output
+    assert json.loads(path.read_text().splitlines()[0])["source"].startswith("simulated")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_sensor_that_is_away_leaves_the_recording_of_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "tfluna.jsonl"
+    path.write_text("an old one")
+    monkeypatch.setenv("EDGE_SIMULATE", "[]")
+    monkeypatch.setenv("EDGE_TFLUNA_PORT", str(tmp_path / "none"))
+    monkeypatch.setattr(edge_command, "_OPENING_SECONDS", 0.2)
+    answer = CliRunner().invoke(app, ["edge", "record", "tfluna", "--output", str(path), "--seconds", "0.1"])
+    assert answer.exit_code == 1
+    assert path.read_text() == "an old one"
+    assert list(tmp_path.iterdir()) == [path]

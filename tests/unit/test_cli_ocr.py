@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from typer.testing import CliRunner
 
 from visionmesh.cli import app
+from visionmesh.settings import Settings
 
 
 @pytest.fixture
@@ -44,3 +45,32 @@ def test_a_language_that_is_not_read_is_told_before_any_file() -> None:
     result = CliRunner().invoke(app, ["ocr", "--language", "tlh", "nothing.png"])
     assert result.exit_code == 2
     assert "no language" in result.stderr
+
+
+class Faulty:
+    """An engine with a bug."""
+
+    name = "faulty"
+    language = "es"
+
+    def read(self, _: object) -> None:
+        raise KeyError("a bug")
+
+
+def test_a_bug_costs_its_own_file_and_the_engine_has_the_folder_of_the_settings(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def open_engine(name: str, language: str, **options: object) -> Faulty:
+        asked.update(options, name=name)
+        return Faulty()
+
+    monkeypatch.setattr("ocr_worker.domain.open_engine", open_engine)
+    monkeypatch.setattr("visionmesh.settings.get_settings", lambda: Settings(ocr_paddle_models=folder))
+    result = CliRunner().invoke(app, ["ocr", "--json", "--engine", "paddleocr", str(folder)])
+    errors = [json.loads(line)["error"] for line in result.stdout.splitlines()]
+    assert [error["code"] for error in errors] == ["bug", "bug", errors[2]["code"], "bug"]
+    assert errors[0]["message"] == "KeyError: 'a bug'"
+    assert "4 of 4 could not be read." in result.stderr
+    assert asked == {"name": "paddleocr", "threads": 1, "folder": folder}

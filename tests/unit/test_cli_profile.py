@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,18 @@ def test_a_process_that_is_gone_is_told(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "could not watch it" in result.output
     assert not path.exists()
+
+
+def test_a_profiler_that_does_not_end_is_stopped_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "py-spy"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o755)
+    # The name in the package is the command's.
+    module = import_module("visionmesh.cli.profile")
+    monkeypatch.setattr(module, "_program", lambda: str(program))
+    monkeypatch.setattr(module, "_GRACE_SECONDS", -0.9)
+    result = CliRunner().invoke(app, ["profile", "--pid", "1", "--seconds", "1"])
+    assert result.exit_code == 1
+    assert "py-spy did not end" in result.output

@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from edge_publisher.devices import camera as cameras
 from edge_publisher.devices import imx477, upload
@@ -50,6 +51,7 @@ from edge_publisher.domain.picture import (
 from edge_publisher.simulation.camera import MovingCamera
 from visionmesh.contracts import Imx477Values, is_image_id
 from visionmesh.errors import Unavailable
+from visionmesh.settings import EdgeSettings
 
 Picture = NDArray[np.uint8]
 
@@ -432,6 +434,28 @@ def _hasty_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_hasty_uploads")
+def test_a_bug_on_the_way_up_delays_a_picture_and_ends_nothing() -> None:
+    async def scenario() -> None:
+        mesh = Mesh(ValueError("a bug"))
+        state = DeviceState("imx477", "played")
+        uploader = mesh.uploader(state)
+        uploader.offer("pi-1:imx477:1", b"a picture")
+        await until(lambda: state.details["uploads"] == 1)
+        await uploader.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("address", ["mesh.lan:8001", "ftp://mesh.lan", "http://"])
+def test_an_address_that_no_picture_can_go_to_is_refused(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGE_UPLOAD_URL", address)
+    with pytest.raises(ValidationError, match="no address like"):
+        EdgeSettings()
+
+
+@pytest.mark.usefixtures("_hasty_uploads")
 def test_a_picture_goes_up_under_the_id_that_its_reading_has() -> None:
     async def scenario() -> None:
         mesh = Mesh(503, httpx.ConnectError("refused"), 429)
@@ -630,6 +654,19 @@ def test_a_picture_at_an_address(web: str) -> None:
     assert isinstance(camera, HttpCamera)
     assert "geheim" not in camera.source
     assert [camera.capture().shape for _ in range(2)] == [(240, 320, 3)] * 2
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("rtsp://admin:secret@10.0.0.7:554/stream?key=secret", "video rtsp://10.0.0.7:554/stream"),
+        ("rtsp://admin:s@cret@camera/", "video rtsp://camera/"),
+        ("http://admin:secret@camera/now.jpg?key=secret", "http http://camera/now.jpg"),
+        ("walk.mp4", "video walk.mp4"),
+    ],
+)
+def test_what_a_camera_hangs_on_is_told_without_its_password(address: str, shown: str) -> None:
+    assert open_camera(address, 320, 240).source == shown
 
 
 def test_a_stream_at_an_address(web: str) -> None:

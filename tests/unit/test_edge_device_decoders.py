@@ -320,7 +320,8 @@ def test_a_line_without_end_is_given_up() -> None:
 def test_lines_of_centimetres(text: bytes, distance_cm: float | None) -> None:
     for size in (1, 20):
         decoder = HcSr04Decoder("ascii")
-        pieces = [text[start : start + size] for start in range(0, len(text), size)]
+        line = b"\n" + text
+        pieces = [line[start : start + size] for start in range(0, len(line), size)]
         (found,) = [values for piece in pieces for values in decoder.feed(piece)]
         assert (found.distance_cm, found.valid) == (distance_cm, distance_cm is not None)
 
@@ -328,8 +329,18 @@ def test_lines_of_centimetres(text: bytes, distance_cm: float | None) -> None:
 @pytest.mark.parametrize("text", [b"hello\n", b"12.3.4\n", b"1e3\n", b"nan\n", b"1" * 100])
 def test_other_lines_are_counted(text: bytes) -> None:
     decoder = HcSr04Decoder("ascii")
-    assert decoder.feed(text) == []
+    assert decoder.feed(b"\n" + text) == []
     assert decoder.counts == {"distances": 0, "damaged": 1}
+
+
+def test_half_a_line_is_no_distance() -> None:
+    decoder = HcSr04Decoder("ascii")
+    assert decoder.feed(b"3.4\n") == [], "the rest of 123.4"
+    assert [each.distance_cm for each in decoder.feed(b"123.4\n")] == [123.4]
+    assert decoder.feed(b"1" * 65) == []
+    assert decoder.feed(b"23.4\n") == [], "the rest of a line that was too long"
+    assert [each.distance_cm for each in decoder.feed(b"56.7\n")] == [56.7]
+    assert decoder.counts == {"distances": 2, "damaged": 1}
 
 
 def test_words_of_millimetres() -> None:

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from smbus2 import smbus2
 
-from edge_publisher.devices import stream
+from edge_publisher.devices import protocol, stream
 from edge_publisher.devices.i2c_link import Mpu6050Link
 from edge_publisher.devices.link import Link, LinkLost, Receiver
 from edge_publisher.devices.protocol import Reading
 from edge_publisher.devices.recording import RecordingLink, ReplayLink, read
 from edge_publisher.devices.stream import StreamDevice
 from edge_publisher.domain.hcsr04 import HcSr04Decoder
-from edge_publisher.domain.mpu6050 import BurstDecoder, LineDecoder, Ranges
+from edge_publisher.domain.mpu6050 import ACCEL_XOUT_H, BurstDecoder, LineDecoder, Ranges
 from edge_publisher.domain.pace import Pace
 from edge_publisher.domain.tfluna import TfLunaDecoder, frame_of
 from edge_publisher.simulation.chip import Mpu6050Chip
@@ -189,7 +189,7 @@ def test_the_end_of_a_link_ends_the_readings() -> None:
 
 
 def test_what_nobody_fetches_in_time_is_dropped_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "BUFFERED", 3)
+    monkeypatch.setattr(protocol, "BUFFERED", 3)
 
     async def scenario() -> None:
         frames = [frame_of(200 + number, 1500, 31.0) for number in range(10)]
@@ -241,6 +241,7 @@ def test_closing_twice_and_reading_on_after_it() -> None:
 def test_measurements_that_come_too_soon_are_left_out_and_counted() -> None:
     async def run(receiver: Receiver) -> None:
         receiver.opened()
+        receiver.data(b"\n", 1_000_000_000)
         for number in range(100):
             receiver.data(b"50\n", 1_000_000_000 + number * 6_000_000)
         receiver.data(b"51\n", 3_000_000_000)
@@ -294,6 +295,49 @@ def test_a_glitch_on_the_bus_is_counted_and_costs_no_connection() -> None:
         await until(lambda: device.state.readings > seen)
         assert (device.state.connected, device.state.reconnects, device.state.errors) == (True, 0, 3)
         await device.close()
+
+    asyncio.run(scenario())
+
+
+class CountingChip(Mpu6050Chip):
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = 0
+
+    def transfer(self, address: int, register: int, length: int) -> bytes:
+        found = super().transfer(address, register, length)
+        self.read += length if register == ACCEL_XOUT_H else 0
+        return found
+
+
+class Received:
+    """A receiver that counts bytes."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def opened(self) -> None: ...
+
+    def data(self, data: bytes, _: int) -> None:
+        self.bytes += len(data)
+
+    def fault(self, reason: str) -> None: ...
+
+
+@pytest.mark.parametrize("end", ["failure", "close"])
+def test_what_was_read_from_the_chip_before_the_end_is_handed_over(end: str) -> None:
+    async def scenario() -> None:
+        chip, received = CountingChip(), Received()
+        link = Mpu6050Link(chip.open, "chip", address=0x68, ranges=Ranges(), hertz=1000)
+        run = asyncio.create_task(link.run(received))
+        await until(lambda: received.bytes > 0)
+        await until(lambda: chip.read > received.bytes)
+        if end == "failure":
+            chip.failing = -1
+        else:
+            run.cancel()
+        await asyncio.wait({run})
+        assert received.bytes == chip.read
 
     asyncio.run(scenario())
 

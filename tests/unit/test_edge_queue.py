@@ -224,6 +224,32 @@ def test_beyond_its_bound_the_oldest_go_and_are_counted(path: Path) -> None:
     queue.close()
 
 
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR])
+def test_a_bound_that_can_not_be_kept_at_once_stores_nothing_twice(
+    path: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = ReadingQueue(path, sinks=["kafka"], max_bytes=256 * 1024)
+    drop_oldest = queue._drop_oldest
+    failures: list[sqlite3.Error] = []
+
+    def fails_once(*arguments: Any, **options: Any) -> None:
+        if not failures:
+            failures.append(sqlite3.OperationalError("the disk"))
+            failures[0].sqlite_errorcode = code
+            raise failures[0]
+        drop_oldest(*arguments, **options)
+
+    monkeypatch.setattr(queue, "_drop_oldest", fails_once)
+    for batch in range(20):
+        queue.put([reading(100 * batch + number, distance_cm=1.0, text="x" * 200) for number in range(100)])
+    left = decoded(queue.after("kafka", 10_000))
+    assert failures
+    assert [each.seq for each in left] == list(range(2001 - len(left), 2001))
+    assert [each.monotonic_ns for each in left] == list(range(2000 - len(left), 2000))
+    assert queue.status().bytes <= 256 * 1024, "the next batch has made up for it"
+    queue.close()
+
+
 def test_what_was_acknowledged_does_not_count_as_dropped(path: Path) -> None:
     queue = ReadingQueue(path, sinks=["kafka"], max_bytes=1024 * 1024)
     for _ in range(100):
@@ -314,6 +340,7 @@ def test_a_batch_that_no_disk_takes_is_refused_and_no_number_is_lost(path: Path)
 def test_only_one_process_has_the_file(queue: ReadingQueue, path: Path) -> None:
     with pytest.raises(Unavailable, match="in use by another"):
         ReadingQueue(path, sinks=["kafka"], max_bytes=LARGE)
+    assert path.with_name("queue.db.ballast").exists(), "the first one's"
 
 
 @pytest.mark.parametrize("damage", ["header", "middle"])

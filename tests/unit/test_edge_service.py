@@ -85,6 +85,40 @@ def test_what_was_offered_last_is_published_before_the_end(tmp_path: Path, broke
     assert seqs(broker) == [1]
 
 
+def test_what_comes_while_the_devices_are_being_closed_is_published(
+    tmp_path: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_publisher.service._CLOSE_SECONDS", 600.0)
+    with forwarding(tmp_path / "q", [KafkaSink(broker.publisher())]) as forward:
+        forward.stop()
+        for number in range(1, 4):
+            forward.offer(reading(number))
+            eventually(lambda number=number: len(seqs(broker)) == number, "a reading")  # type: ignore[misc]
+
+
+def test_what_comes_after_the_end_is_counted(
+    tmp_path: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_publisher.service._CLOSE_SECONDS", 0.0)
+    with forwarding(tmp_path / "q", [KafkaSink(broker.publisher())]) as forward:
+        pass
+    forward.offer(reading(1))
+    assert forward.health()["dropped"]["memory"] == 1
+
+
+def test_what_no_disk_takes_at_the_end_is_counted(
+    tmp_path: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with forwarding(tmp_path / "q", [KafkaSink(broker.publisher())]) as forward:
+
+        def refuse(_: object) -> list[Stored]:
+            raise Unavailable("queue", "the disk is gone")
+
+        monkeypatch.setattr(forward._queue, "put", refuse)
+        forward.offer(reading(1))
+    assert forward.health()["dropped"]["memory"] == 1
+
+
 def test_a_reading_that_no_broker_takes_holds_nothing_up(tmp_path: Path, broker: MemoryBroker) -> None:
     with forwarding(tmp_path / "q", [KafkaSink(broker.publisher())]) as forward:
         forward.offer(reading(1))
@@ -229,6 +263,21 @@ def test_a_driver_that_fails_is_read_again(
     eventually(lambda: seqs(broker) == [1, 2], "both readings")
 
 
+def test_a_device_that_fails_to_close_keeps_no_other_open(
+    tmp_path: Path, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails() -> None:
+        raise OSError("the port is gone")
+
+    first, second = PlayedDevice(), PlayedDevice("imx477")
+    monkeypatch.setattr(first, "close", fails)
+    monkeypatch.setattr("edge_publisher.http._HAND_OVER_SECONDS", 0.01)
+    with running(tmp_path / "q", broker, first, second):
+        second.play(reading(1, "imx477"))
+    assert second.is_closed
+    assert seqs(broker) == [1]
+
+
 def test_every_sensor_has_a_route(client: TestClient) -> None:
     answer = client.get("/imx477/sensor")
     assert answer.status_code == 200
@@ -266,6 +315,9 @@ def test_health_tells_of_devices_and_queue(client: TestClient, device: PlayedDev
     device.state.connected, device.state.last_error = False, "unplugged"
     found = client.get("/health").json()
     assert (found["status"], found["problems"]) == ("degraded", ["tfluna is not connected: unplugged"])
+    device.state.last_error = None
+    (problem,) = client.get("/health").json()["problems"]
+    assert problem == "tfluna is not connected: it has given no reading yet"
     assert client.get("/ready").status_code == 200, "the others work"
 
 
@@ -280,19 +332,23 @@ def test_metrics_show_devices_and_queue(
         assert name in shown
 
 
-def test_no_more_requests_than_allowed_read_at_once_and_health_waits_for_none(
+def test_no_more_requests_than_allowed_read_a_sensor_at_once_and_health_waits_for_none(
     tmp_path: Path, broker: MemoryBroker
 ) -> None:
     device = PlayedDevice("imx477")
-    with running(tmp_path / "q", broker, device, max_concurrent=3) as client:
+    with running(tmp_path / "q", broker, device, PlayedDevice(), max_concurrent=3) as client:
         assert client.portal is not None
         device.read_waits = client.portal.call(_event)
-        with ThreadPoolExecutor(10) as threads:
+        with ThreadPoolExecutor(11) as threads:
             answers = [threads.submit(client.get, "/imx477/sensor") for _ in range(10)]
-            eventually(lambda: device.reading_now == 3, "three that read")
-            assert client.get("/health").status_code == 200
-            assert client.get("/metrics").status_code == 200
-            client.portal.call(device.read_waits.set)
+            try:
+                eventually(lambda: device.reading_now == 3, "three that read")
+                assert client.get("/health").status_code == 200
+                assert client.get("/metrics").status_code == 200
+                other = threads.submit(client.get, "/tfluna/sensor")
+                assert other.result(30).status_code == 200, "its turn is not the camera's"
+            finally:
+                client.portal.call(device.read_waits.set)
             assert [answer.result().status_code for answer in answers] == [200] * 10
     assert device.most_at_once == 3
 

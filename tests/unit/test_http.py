@@ -87,6 +87,7 @@ def test_docs_are_there(client: TestClient) -> None:
         ("object_not_found", 404),
         ("too_many_bytes", 413),
         ("too_many_pixels", 413),
+        ("too_many_waiting", 429),
         ("unsupported_media_type", 415),
         ("not_an_image", 415),
         ("bad_image_id", 400),

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from visionmesh.errors import Rejected, Unavailable
@@ -43,6 +45,11 @@ def native(item: str) -> object:
         sys.exit(3)
     if what == "eat":
         return len(bytearray(int(argument) * MEBIBYTE))
+    if what == "enlarge":
+        # 400 MB, for which OpenCV raises an error of its own.
+        return cv2.resize(np.zeros((10, 10), np.uint8), (20_000, 20_000)).shape
+    if what == "raise":
+        raise RuntimeError(argument)
     if what == "reject":
         raise Rejected("corrupt_image", "two arguments")
     if what == "bug":
@@ -56,6 +63,8 @@ def native(item: str) -> object:
         Path(folder, mine).touch()
         while not Path(folder, other).exists():
             time.sleep(0.01)
+    if what == "nap":
+        time.sleep(0.02)
     if what == "pid":
         return os.getpid()
     if what == "die_once":
@@ -173,6 +182,15 @@ def test_too_much_memory(isolated: Isolated[str, object]) -> None:
     assert isolated.call("a") == "a"
 
 
+@pytest.mark.parametrize(
+    "item",
+    ["enlarge", "raise [ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : ... status message: std::bad_alloc"],
+)
+def test_native_code_that_says_it_has_no_memory(isolated: Isolated[str, object], item: str) -> None:
+    assert outcome_of(isolated, item) == "memory_exceeded"
+    assert isolated.call("a") == "a"
+
+
 def test_an_item_for_which_the_child_has_no_room(isolated: Isolated[str, object]) -> None:
     before = restarts()
     assert outcome_of(isolated, "x" * (300 * MEBIBYTE)) == "memory_exceeded"
@@ -242,6 +260,23 @@ def test_threads_share_it(isolated: Isolated[str, object]) -> None:
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda item: outcome_of(isolated, item), items))
     assert found == ["decoder_crashed" if item == "crash" else item for item in items]
+
+
+def test_who_has_much_to_ask_lets_others_pass(isolated: Isolated[str, object]) -> None:
+    asked: list[str] = []
+
+    def ask(name: str, times: int) -> None:
+        for _ in range(times):
+            isolated.call("nap")
+            asked.append(name)
+
+    with ThreadPoolExecutor(2) as threads:
+        threads.submit(ask, "much", 50)
+        while not asked:
+            time.sleep(0.001)
+        threads.submit(ask, "little", 5)
+    last = max(place for place, name in enumerate(asked) if name == "little")
+    assert "much" in asked[last:], asked
 
 
 def test_ctrl_c_is_for_the_parent(isolated: Isolated[str, object]) -> None:

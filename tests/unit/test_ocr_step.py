@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
 from ocr_double import CHOICE, page, pages, read_by_double
-from ocr_worker.__main__ import cores, engine_choice
-from ocr_worker.load import Tally, retry_after
+from ocr_worker import reading
+from ocr_worker.__main__ import cores, engine_choice, warm_up
+from ocr_worker.load import GroupLag, Tally, retry_after
 from ocr_worker.reading import DOMAIN, Answer, Asked, Reader
 from ocr_worker.step import make_step
 from visionmesh.contracts import ImageUploaded
@@ -47,7 +50,7 @@ def fetch(minio_path: str) -> bytes:
         raise Rejected("object_not_found", f"{minio_path} does not exist") from None
 
 
-def read_here(data: bytes) -> OcrDocument:
+def read_here(data: bytes, until: float | None = None) -> OcrDocument:
     """What children would do, in this process."""
     first = read_by_double(Asked(data, 1, 5, CHOICE)).page
     others = (read_by_double(Asked(data, number, 5, CHOICE)).page for number in range(2, first.pages + 1))
@@ -211,6 +214,16 @@ def test_an_engine_s_server_that_is_away_is_no_bug(read: Reader) -> None:
         read(page("away"))
 
 
+def test_no_page_is_begun_for_who_waits_no_longer(read: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([1.0, 3.0, 3.0])
+    monkeypatch.setattr(reading, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    before = sample("mesh_ocr_pages_total")
+    with pytest.raises(Rejected) as caught:
+        read(pages("one", "two", "three"), until=2.0)
+    assert caught.value.code == "answer_overdue"
+    assert sample("mesh_ocr_pages_total") == before + 1
+
+
 def test_three_hundred_documents_from_eight_callers_never_change_places(read: Reader) -> None:
     words = [f"document {number}" for number in range(300)]
     with ThreadPoolExecutor(8) as callers:
@@ -230,15 +243,17 @@ def test_engines_are_replaced_after_their_pages_and_when_they_have_grown() -> No
         assert len(set(processes(isolated, "keep 250"))) > 1
 
 
-def test_an_engine_that_can_not_be_opened_is_found_out_at_the_start(tmp_path: Path) -> None:
+def test_an_engine_that_can_not_be_opened_is_found_out_at_the_start() -> None:
+    warm_up(failing(Unavailable("paddlex", "connection refused")))
+    with pytest.raises(Unavailable, match="not installed"):
+        warm_up(failing(Unavailable("ocr_engine", "It is not installed.")))
+
+
+def failing(error: Exception) -> Reader:
     def fail(_: Asked) -> Answer:
-        raise Rejected("engine_unavailable", "It is not installed.")
+        raise error
 
-    class Failing:
-        call = staticmethod(fail)
-
-    with pytest.raises(Rejected, match="not installed"):
-        Reader(Failing(), CHOICE, processes=2, max_pages=1).warm_up()  # type: ignore[arg-type]
+    return Reader(SimpleNamespace(call=fail), CHOICE, processes=2, max_pages=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -263,6 +278,39 @@ def test_the_first_design_s_name_of_the_number_of_engines(monkeypatch: pytest.Mo
     with pytest.raises(ValidationError) as caught:
         Settings()
     assert problems(caught.value).startswith("MESH_OCR_PROCESSES: ")
+
+
+def test_a_document_s_time_is_that_of_its_engine_and_not_of_its_waiting() -> None:
+    def read(data: bytes, until: float | None = None) -> OcrDocument:
+        return OcrDocument("", (), (), "es", "double", {"decode": 10.0, "detect": float(data)})
+
+    tally = Tally(read)
+    tally(b"20")
+    tally(b"30")
+    assert tally.counts.mean_seconds == 35
+
+
+def test_the_queue_is_looked_at_again_after_whatever_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: Iterator[object] = iter([Unavailable("kafka", "away"), KeyError("topic")])
+
+    class Offsets:
+        def __init__(self, *_: object) -> None: ...
+
+        def read(self) -> list[SimpleNamespace]:
+            answer = next(answers, None)
+            if isinstance(answer, Exception):
+                raise answer
+            return [SimpleNamespace(lag=3), SimpleNamespace(lag=4)]
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("ocr_worker.load.GroupOffsets", Offsets)
+    monkeypatch.setattr("ocr_worker.load._LOOK_SECONDS", 0.001)
+    deadline = time.monotonic() + 30
+    with GroupLag(Settings(), "ocr-worker") as lag:
+        while lag() != 7:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
 
 
 def test_when_to_come_again() -> None:

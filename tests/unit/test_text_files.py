@@ -203,6 +203,15 @@ def test_the_picture_of_a_jpeg_is_the_same_bytes() -> None:
         assert bytes(image.read_raw_bytes()) == data
 
 
+def test_of_a_jpeg_with_a_second_picture_behind_it_the_first_is_shown() -> None:
+    small = Image.new("RGB", (100, 140), "black")
+    told = line("Photographed")
+    made = searchable_pdf(Asked(sheet("MPO", save_all=True, append_images=[small]), document(told)))
+    assert_where(made, "Photographed", told)
+    with pikepdf.open(io.BytesIO(made)) as pdf:
+        assert len(pdf.pages) == 1
+
+
 def test_a_scan_as_large_as_any_that_is_read() -> None:
     file = io.BytesIO()
     Image.new("1", (12_000, 12_000), 1).save(file, "PNG")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import re
 import shutil
 import subprocess
 import time
@@ -34,6 +35,9 @@ _STILL_PROGRAMS: Final = ("rpicam-still", "libcamera-still")
 _FIRST_VIDEO: Final = Path("/dev/video0")
 
 _PICTURES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+# A password may have an @ that should have been written %40.
+_USER_INFO: Final = re.compile(r"(?<=://).*@")
 
 # Of a picture over HTTP, whatever the server says its length is.
 _MOST_BYTES: Final = 32 * 1024 * 1024
@@ -122,7 +126,7 @@ class VideoCamera:
     """A V4L2 device, a video file (over and over), or a stream over HTTP or RTSP, by OpenCV."""
 
     def __init__(self, address: str, width: int, height: int) -> None:
-        self.source: Final = f"video {address}"
+        self.source: Final = f"video {_shown(address)}"
         self._address = address
         self._size = (width, height)
         self._is_device = address.startswith("/dev/")
@@ -189,7 +193,7 @@ class HttpCamera:
     """A picture at an address, as network cameras have it; what is no picture is opened as a video."""
 
     def __init__(self, url: str, width: int, height: int) -> None:
-        self.source: Final = f"http {httpx.URL(url).copy_with(userinfo=b'', query=None)}"
+        self.source: Final = f"http {_shown(url)}"
         self._url = url
         self._video = VideoCamera(url, width, height)
         self._is_video = False
@@ -283,6 +287,11 @@ def open_camera(source: str, width: int, height: int) -> Camera:
     if Path(source).suffix.lower() in _PICTURES and "://" not in source:
         return PictureFile(Path(source))
     return VideoCamera(source, width, height)
+
+
+def _shown(address: str) -> str:
+    """Without user, password and query: what a camera hangs on is told to whoever asks, and recorded."""
+    return _USER_INFO.sub("", address.partition("?")[0])
 
 
 def _found() -> str:

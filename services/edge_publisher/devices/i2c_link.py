@@ -83,20 +83,25 @@ class Mpu6050Link:
         handed_over = due
         failed = 0
         bursts = bytearray()
-        while not stop.is_set():
-            try:
-                bursts += bytes(bus.read_i2c_block_data(self._address, ACCEL_XOUT_H, BURST.size))
-                failed = 0
-            except OSError as error:
-                failed += 1
-                if failed == _ATTEMPTS:
-                    raise
-                loop.call_soon_threadsafe(receiver.fault, f"a read failed: {error.strerror}")
-            now = time.monotonic_ns()
-            if bursts and now - handed_over >= _HAND_OVER_NS - interval // 2:
-                loop.call_soon_threadsafe(receiver.data, bytes(bursts), now)
-                bursts.clear()
-                handed_over = now
-            # A thread that was woken a little late keeps the pace; one that was away does not catch up.
-            due = due + interval if now - due < _LATEST_INTERVALS * interval else now
-            stop.wait(max(0, due - now) / 1e9)
+        try:
+            while not stop.is_set():
+                try:
+                    bursts += bytes(bus.read_i2c_block_data(self._address, ACCEL_XOUT_H, BURST.size))
+                    failed = 0
+                except OSError as error:
+                    failed += 1
+                    if failed == _ATTEMPTS:
+                        raise
+                    loop.call_soon_threadsafe(receiver.fault, f"a read failed: {error.strerror}")
+                now = time.monotonic_ns()
+                if bursts and now - handed_over >= _HAND_OVER_NS - interval // 2:
+                    loop.call_soon_threadsafe(receiver.data, bytes(bursts), now)
+                    bursts.clear()
+                    handed_over = now
+                # A thread that was woken a little late keeps the pace; one that was away does not catch up.
+                due = due + interval if now - due < _LATEST_INTERVALS * interval else now
+                stop.wait(max(0, due - now) / 1e9)
+        finally:
+            # What was measured before the failure, or the end, was measured.
+            if bursts:
+                loop.call_soon_threadsafe(receiver.data, bytes(bursts), time.monotonic_ns())

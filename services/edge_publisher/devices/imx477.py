@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from threading import Lock
@@ -23,7 +22,7 @@ import structlog
 from edge_publisher.devices.camera import CAPTURE_SECONDS, Camera, Picture
 from edge_publisher.devices.link import LinkLost
 from edge_publisher.devices.pool import Pool
-from edge_publisher.devices.protocol import BUFFERED, DeviceState, Reading
+from edge_publisher.devices.protocol import DeviceState, Measured, Reading
 from edge_publisher.devices.upload import Uploader
 from edge_publisher.domain.picture import (
     Grey,
@@ -123,8 +122,7 @@ class Imx477:
         self._pool = Pool(workers, SENSOR, self._tell)
         for name in ("captures", "cache_hits", "shared"):
             self.state.count(name, 0)
-        self._waiting: deque[Reading] = deque()
-        self._arrived = asyncio.Event()
+        self._measured = Measured(self.state)
         self._asked = asyncio.Event()
         self._shot_ns = 0
         self._shot: asyncio.Task[Reading] | None = None
@@ -138,13 +136,8 @@ class Imx477:
     async def readings(self) -> AsyncIterator[Reading]:
         if self._task is None and not self._ended:
             self._task = asyncio.create_task(self._keep_taking(), name=SENSOR)
-        while True:
-            while self._waiting:
-                yield self._waiting.popleft()
-            if self._ended:
-                return
-            self._arrived.clear()
-            await self._arrived.wait()
+        async for reading in self._measured.readings():
+            yield reading
 
     async def read(self) -> Reading:
         if self._ended:
@@ -177,8 +170,9 @@ class Imx477:
             await self._uploader.close()
         self._pool.close()
         self.state.connected = False
-        self._arrived.set()
-        # It may have to wait for a picture that is being taken, which the process's end does not.
+        self._measured.end()
+        # It may have to wait for a picture that is being taken; then it goes on beside what else there is to
+        # close, until the process's shutdown budget is over.
         await asyncio.wait({asyncio.create_task(asyncio.to_thread(self._let_go))}, timeout=_LET_GO_SECONDS)
 
     def _take(self) -> asyncio.Task[Reading]:
@@ -222,7 +216,7 @@ class Imx477:
 
     async def _shoot(self) -> Reading:
         """Takes a picture and looks at it. Raises `LinkLost`."""
-        measuring = asyncio.create_task(self._measured())
+        measuring = asyncio.create_task(self._take_and_measure())
         try:
             while not (await asyncio.wait({measuring}, timeout=self._patience_seconds))[0]:
                 # A thread that hangs can't be stopped; it can be told.
@@ -240,7 +234,7 @@ class Imx477:
         finally:
             measuring.cancel()
 
-    async def _measured(self) -> Reading:
+    async def _take_and_measure(self) -> Reading:
         started = time.monotonic_ns()
         picture, grey, taken_ns, captured_at = await self._pool.run(self._capture)
         self.state.count("captures")
@@ -299,13 +293,8 @@ class Imx477:
             self.state.found()
         self.state.has_read(reading)
         self._last = reading
-        if self._task is None:
-            return
-        if len(self._waiting) >= BUFFERED:
-            self._waiting.popleft()
-            self.state.dropped += 1
-        self._waiting.append(reading)
-        self._arrived.set()
+        if self._task is not None:
+            self._measured.put(reading)
 
     def _tell(self, pool: Pool) -> None:
         details = self.state.details

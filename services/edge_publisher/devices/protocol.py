@@ -6,10 +6,12 @@ reads from it handles its failures. Nothing here blocks the event loop that it i
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -136,7 +138,38 @@ class Device(Protocol):
 
 
 # At 250 readings a second, what a minute's halt of the reader leaves.
-BUFFERED = 15_000
+BUFFERED: Final = 15_000
+
+
+class Measured:
+    """What a driver has measured and nobody has fetched yet: the body of `Device.readings`."""
+
+    def __init__(self, state: DeviceState) -> None:
+        self._state = state
+        self._waiting: deque[Reading] = deque()
+        self._arrived = asyncio.Event()
+        self._ended = False
+
+    def put(self, reading: Reading) -> None:
+        if len(self._waiting) >= BUFFERED:
+            self._waiting.popleft()
+            self._state.dropped += 1
+        self._waiting.append(reading)
+        self._arrived.set()
+
+    def end(self) -> None:
+        """Nothing more is put; what waits can still be fetched."""
+        self._ended = True
+        self._arrived.set()
+
+    async def readings(self) -> AsyncIterator[Reading]:
+        while True:
+            while self._waiting:
+                yield self._waiting.popleft()
+            if self._ended:
+                return
+            self._arrived.clear()
+            await self._arrived.wait()
 
 
 def utc_now() -> datetime:

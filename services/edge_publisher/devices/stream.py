@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,7 +13,7 @@ import msgspec
 import structlog
 
 from edge_publisher.devices.link import Link, LinkLost
-from edge_publisher.devices.protocol import BUFFERED, DeviceState, Reading
+from edge_publisher.devices.protocol import DeviceState, Measured, Reading
 from edge_publisher.domain.decoder import Decoder
 from visionmesh.contracts import SensorValues
 from visionmesh.errors import Unavailable
@@ -67,8 +66,7 @@ class StreamDevice:
         self._closed = closed
         self._silence_seconds = silence_seconds
         self._patience_seconds = patience_seconds
-        self._waiting: deque[Reading] = deque()
-        self._arrived = asyncio.Event()
+        self._measured = Measured(self.state)
         self._next: asyncio.Future[Reading] | None = None
         self._last: Reading | None = None
         self._task: asyncio.Task[None] | None = None
@@ -78,13 +76,8 @@ class StreamDevice:
     async def readings(self) -> AsyncIterator[Reading]:
         self._has_reader = True
         self._start()
-        while True:
-            while self._waiting:
-                yield self._waiting.popleft()
-            if self._ended:
-                return
-            self._arrived.clear()
-            await self._arrived.wait()
+        async for reading in self._measured.readings():
+            yield reading
 
     async def read(self) -> Reading:
         self._start()
@@ -116,7 +109,7 @@ class StreamDevice:
     def _end(self) -> None:
         self._ended = True
         self.state.connected = False
-        self._arrived.set()
+        self._measured.end()
         if self._next is not None:
             self._next.cancel()
 
@@ -165,11 +158,7 @@ class StreamDevice:
         self._last = reading
         self.state.has_read(reading)
         if self._has_reader:
-            if len(self._waiting) >= BUFFERED:
-                self._waiting.popleft()
-                self.state.dropped += 1
-            self._waiting.append(reading)
-            self._arrived.set()
+            self._measured.put(reading)
         if self._next is not None and not self._next.done():
             self._next.set_result(reading)
 

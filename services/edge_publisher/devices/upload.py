@@ -61,8 +61,13 @@ class Uploader:
             first = self._waiting[0]
             try:
                 refused = await self._upload(*first)
-            except httpx.HTTPError as error:
-                log.warning("upload_delayed", image_id=first[0], reason=str(error) or type(error).__name__)
+            except Exception as error:
+                log.warning(
+                    "upload_delayed",
+                    image_id=first[0],
+                    reason=str(error) or type(error).__name__,
+                    exc_info=not isinstance(error, httpx.HTTPError),
+                )
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
                 continue
@@ -84,7 +89,8 @@ class Uploader:
             "/upload", data={"image_id": image_id}, files={"file": (f"{image_id}.jpg", jpeg, "image/jpeg")}
         )
         if response.is_server_error or response.status_code in _AGAIN:
-            response.raise_for_status()
+            # Its own words would have the address in them, with the password where there is one.
+            raise httpx.HTTPError(f"the mesh answers {response.status_code}")
         return None if response.is_success else f"{response.status_code}: {response.text[:200]}"
 
     def _drop(self, image_id: str, reason: str) -> None:

@@ -25,13 +25,16 @@ class HcSr04Decoder:
     """The bytes of notifications in, distances out.
 
     `ascii`: lines `123.4`, in cm; a line may be spread over several notifications, whose size Bluetooth
-    bounds. `uint16_mm`: two bytes a distance, in mm, the low one first; a notification holds whole ones.
+    bounds, so that the first one of a connection is left out. `uint16_mm`: two bytes a distance, in mm, the
+    low one first; a notification holds whole ones.
     A distance outside 2 to 400 cm is what the sensor gives when no echo came back: not valid, and told so.
     """
 
     def __init__(self, form: Format) -> None:
         self._form = form
         self._buffer = b""
+        # What comes first may be the rest of a line whose beginning nobody saw: `3.4` of `123.4`.
+        self._begun = False
         self._counts = {"distances": 0, "damaged": 0}
 
     @property
@@ -45,8 +48,12 @@ class HcSr04Decoder:
 
     def _lines(self, data: bytes) -> list[HcSr04Values]:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if lines and not self._begun:
+            self._begun = True
+            lines = lines[1:]
         if len(self._buffer) > _LONGEST_LINE:
             self._buffer = b""
+            self._begun = False
             self._counts["damaged"] += 1
         found = []
         for line in filter(None, map(bytes.strip, lines)):

@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import pypdfium2
 import pypdfium2.raw as pdfium
 
-from visionmesh import images
+from visionmesh import images, pdf
 from visionmesh.errors import Rejected
 
 _POINTS_PER_INCH: Final = 72.0
@@ -81,7 +80,7 @@ def _opened(data: bytes, limits: Limits) -> pypdfium2.PdfDocument:
     if len(data) > limits.bytes:
         raise Rejected("too_many_bytes", f"The file has {len(data)} bytes; at most {limits.bytes} are taken.")
     try:
-        document = pypdfium2.PdfDocument(data)
+        document = pdf.opened(data)
     except pypdfium2.PdfiumError as error:
         raise _unopened(error) from error
     try:
@@ -119,9 +118,6 @@ def _drawn(page: pypdfium2.PdfPage, limits: Limits) -> images.Page:
     scale = limits.dots_per_inch / _POINTS_PER_INCH
     if width * height > 0:
         scale = min(scale, math.sqrt(limits.pixels_kept / (width * height)))
-    bitmap = page.render(scale=scale, rev_byteorder=True, no_smoothpath=False)
-    # The bitmap's memory goes with it.
-    picture = np.array(bitmap.to_numpy()[:, :, :3], dtype=np.uint8)
-    bitmap.close()
+    picture = pdf.picture_of(page, scale)
     page.close()
     return images.Page(picture, picture.shape[1], picture.shape[0])

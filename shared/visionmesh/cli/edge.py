@@ -57,9 +57,15 @@ def record(
 ) -> None:
     """Write down what comes out of a sensor, byte for byte, for replay with EDGE_REPLAY."""
     path = output or Path(f"{sensor}.jsonl")
-    settings = _settings(sensor)
-    with path.open("w", encoding="utf-8") as file:
-        readings = asyncio.run(_readings(settings, seconds, None, file))
+    # Of the sensor itself, also where EDGE_REPLAY names the recording that this one is to replace.
+    settings = _settings(sensor).model_copy(update={"replay": None})
+    unfinished = path.with_name(f"{path.name}.new")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            readings = asyncio.run(_readings(settings, seconds, None, file))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     _sum_up(sensor, readings, f" {path} has what it sent.")
 
 

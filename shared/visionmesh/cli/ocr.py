@@ -29,7 +29,9 @@ def ocr(
     language: Annotated[
         str, typer.Option(help="ISO 639-1 with plus signs between, or `any` for all scripts.")
     ] = "es+en",
-    engine: Annotated[str, typer.Option(help="rapidocr or paddleocr.")] = "rapidocr",
+    engine: Annotated[
+        str, typer.Option(help="rapidocr or paddleocr, which has its models in MESH_OCR_PADDLE_MODELS.")
+    ] = "rapidocr",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
     max_pages: Annotated[int, typer.Option(min=1, help="Most pages of one file.")] = 200,
 ) -> None:
@@ -59,11 +61,12 @@ def _opened(name: str, language: str, threads: int) -> Engine:
     import cv2
 
     from ocr_worker.domain import open_engine
+    from visionmesh.settings import get_settings
 
     # OpenCV would take all cores beside the engine's threads.
     cv2.setNumThreads(1)
     try:
-        return open_engine(name, language, threads=threads)
+        return open_engine(name, language, threads=threads, folder=get_settings().ocr_paddle_models)
     except (ImportError, RuntimeError, ValueError) as error:
         fail(str(error), 2)
 
@@ -77,6 +80,9 @@ def _read(file: Path, engine: Engine, max_pages: int) -> dict[str, Any]:
         return {"file": str(file), "error": {"code": error.code, "message": error.reason}}
     except OSError as error:
         return {"file": str(file), "error": error_of(error)}
+    # The files after it are read all the same.
+    except Exception as error:
+        return {"file": str(file), "error": {"code": "bug", "message": f"{type(error).__name__}: {error}"}}
     return {"file": str(file), **told(document)}
 
 

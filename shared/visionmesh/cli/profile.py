@@ -46,9 +46,12 @@ def profile(
         "--rate", str(_SAMPLES_PER_SECOND), "--format", "speedscope", "--output", str(path),
         "--subprocesses", "--threads", "--nonblocking", *(["--idle"] if idle else []),
     ]  # fmt: skip
-    ended = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=seconds + _GRACE_SECONDS
-    )
+    try:
+        ended = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=seconds + _GRACE_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        fail(f"py-spy did not end within {seconds + _GRACE_SECONDS:.0f} s and was stopped.")
     if ended.returncode or not path.exists():
         reason = (ended.stderr or ended.stdout).strip().splitlines()
         hint = (

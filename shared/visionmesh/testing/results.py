@@ -281,14 +281,14 @@ class MemoryImages(Faults):
                 rows = [row for row in rows if (row.created_at, row.image_id) < before]
             return rows[:limit]
 
-    def results(self, image_id: str) -> ImageResults | None:
+    def results(self, image_id: str, *, document: bool = True) -> ImageResults | None:
         found = ImageResults(
             image=self.image(image_id),
             features=next((row for row in self._results.features() if row.image_id == image_id), None),
             predictions=tuple(row for row in self._results.predictions() if row.image_id == image_id),
             outcomes=tuple(row for row in self._results.outcomes() if row.image_id == image_id),
             codes=next((row.codes for row in self._results.qr_codes() if row.image_id == image_id), ()),
-            document=self.document(image_id),
+            document=self.document(image_id) if document else None,
         )
         return None if found == ImageResults(None, None, (), ()) else found
 

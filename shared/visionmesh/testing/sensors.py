@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from threading import RLock
 
-from visionmesh.sensors import Bucket, SensorReadingRow, check_not_too_many
+from visionmesh.sensors import Bucket, SensorReadingRow, cannot_average, check_not_too_many
 from visionmesh.testing.faults import Faults
 
 _Key = tuple[str, str, datetime, int]
@@ -64,7 +64,10 @@ class MemorySensors(Faults):
         for row in chosen:
             at = _ORIGIN + (row.captured_at - _ORIGIN) // resolution * resolution
             spans.setdefault(at, []).append(row)
-        return [Bucket(at, len(rows), _measured(rows)) for at, rows in sorted(spans.items())]
+        try:
+            return [Bucket(at, len(rows), _measured(rows)) for at, rows in sorted(spans.items())]
+        except OverflowError as error:
+            raise cannot_average() from error
 
     def knows(self, device_id: str, sensor: str) -> bool:
         self._answer()
