@@ -6,6 +6,7 @@ import math
 import re
 from typing import Final, Literal
 
+from edge_publisher.domain.lines import Lines
 from visionmesh.contracts import HcSr04Values
 
 # What it can measure (its data sheet).
@@ -32,31 +33,21 @@ class HcSr04Decoder:
 
     def __init__(self, form: Format) -> None:
         self._form = form
-        self._buffer = b""
-        # What comes first may be the rest of a line whose beginning nobody saw: `3.4` of `123.4`.
-        self._begun = False
+        self._text = Lines(_LONGEST_LINE)
         self._counts = {"distances": 0, "damaged": 0}
 
     @property
     def counts(self) -> dict[str, int]:
         """How many distances there were. damaged: lines and notifications that are none."""
-        return self._counts
+        return {**self._counts, "damaged": self._counts["damaged"] + self._text.too_long}
 
     def feed(self, data: bytes) -> list[HcSr04Values]:
         """Takes one notification."""
         return self._lines(data) if self._form == "ascii" else self._words(data)
 
     def _lines(self, data: bytes) -> list[HcSr04Values]:
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        if lines and not self._begun:
-            self._begun = True
-            lines = lines[1:]
-        if len(self._buffer) > _LONGEST_LINE:
-            self._buffer = b""
-            self._begun = False
-            self._counts["damaged"] += 1
         found = []
-        for line in filter(None, map(bytes.strip, lines)):
+        for line in self._text.feed(data):
             match = _LINE.fullmatch(line)
             if match is None:
                 self._counts["damaged"] += 1

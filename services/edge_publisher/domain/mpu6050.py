@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from edge_publisher.domain.lines import Lines
 from visionmesh.contracts import Mpu6050Values
 
 # 4.4, 4.5, 4.17, 4.28, 4.32
@@ -133,31 +134,19 @@ class LineDecoder:
 
     def __init__(self, offsets: Offsets = NO_OFFSETS) -> None:
         self._offsets = offsets
-        self._buffer = b""
+        self._text = Lines(_LONGEST_LINE)
         self._counts = {"lines": 0, "damaged": 0}
-        # What comes first may be the rest of a line whose beginning nobody saw: `12.5` of `-112.5`.
-        self._begun = False
 
     @property
     def counts(self) -> dict[str, int]:
         """How many lines there were. damaged: those that are no measurement."""
-        return self._counts
+        return {**self._counts, "damaged": self._counts["damaged"] + self._text.too_long}
 
     def feed(self, data: bytes) -> list[Mpu6050Values]:
         """Takes any bytes, in pieces of any size."""
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        if lines and not self._begun:
-            self._begun = True
-            lines = lines[1:]
-        if len(self._buffer) > _LONGEST_LINE:
-            self._buffer = b""
-            self._begun = False
-            self._counts["damaged"] += 1
-        return [found for line in lines if (found := self._line(line.strip())) is not None]
+        return [found for line in self._text.feed(data) if (found := self._line(line)) is not None]
 
     def _line(self, line: bytes) -> Mpu6050Values | None:
-        if not line:
-            return None
         self._counts["lines"] += 1
         numbers = _numbers(line)
         if numbers is None:
