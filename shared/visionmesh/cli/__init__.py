@@ -20,6 +20,7 @@ from visionmesh.cli.doctor import doctor
 from visionmesh.cli.ocr import ocr
 from visionmesh.cli.profile import profile
 from visionmesh.cli.qr import qr
+from visionmesh.cli.scale import autoscale, restart, scale
 from visionmesh.cli.settings import settings
 from visionmesh.cli.up import demo, up
 from visionmesh.cli.upload import upload
@@ -34,6 +35,9 @@ app = typer.Typer(
 )
 app.command("up")(up)
 app.command("demo")(demo)
+app.command("scale")(scale)
+app.command("restart")(restart)
+app.command("autoscale")(autoscale)
 app.command("upload")(upload)
 app.command("classify")(classify)
 app.command("qr")(qr)
