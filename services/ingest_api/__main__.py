@@ -22,6 +22,7 @@ from visionmesh.consensus import Fitted
 from visionmesh.database import Database
 from visionmesh.drawing import draw_on
 from visionmesh.errors import Unavailable
+from visionmesh.group_lag import GroupLags, LagExporter
 from visionmesh.http import create_app
 from visionmesh.isolated import Isolated
 from visionmesh.kafka import KafkaPublisher
@@ -33,7 +34,7 @@ from visionmesh.results import Images, PostgresImages
 from visionmesh.sensors import PostgresSensors, Sensors
 from visionmesh.service import run_service, start
 from visionmesh.settings import Settings
-from visionmesh.topics import classifiers
+from visionmesh.topics import classifiers, readers
 
 log = structlog.get_logger()
 
@@ -124,7 +125,13 @@ def serve(settings: Settings) -> int:
     pdfs = Isolated(
         searchable_pdf, deadline_seconds=_PDF_SECONDS, memory_bytes=settings.isolated_memory_bytes
     )
-    with Database.from_settings(settings) as database, closing(isolated), closing(pdfs):
+    groups = [(topic.name, group) for topic, group in readers(settings.extra_classifiers)]
+    with (
+        Database.from_settings(settings) as database,
+        closing(isolated),
+        closing(pdfs),
+        LagExporter(lambda: GroupLags(settings, groups)),
+    ):
         app = compose(
             settings,
             PostgresImages(database),
