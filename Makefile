@@ -14,6 +14,10 @@ QREADER_WITHOUT = --no-emit-package opencv-python --no-emit-package triton
 # PaddleX brings an OpenCV of its own, which the service runs with as well.
 PADDLEOCR_WITHOUT = --no-emit-package opencv-python-headless
 
+PASSWORDS := MINIO_ROOT_PASSWORD POSTGRES_PASSWORD REDIS_PASSWORD GRAFANA_ADMIN_PASSWORD
+# The operator's, and the one by which services of compose upload.
+API_KEYS := MESH_API_KEY MESH_UPLOAD_KEY
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-native bench lint lock train train-baseline train-locator env up
 
@@ -78,13 +82,17 @@ train-locator: .venv-train/installed  ## a locator of QR codes from drawn pictur
 # Their locks leave out what QREADER_WITHOUT and PADDLEOCR_WITHOUT name.
 .venv-qreader/installed .venv-paddleocr/installed: PIP_OPTIONS = --no-deps
 
-env: .env  ## .env with fresh passwords for compose; one that exists stays as it is
+env:  ## .env with fresh passwords and API keys for compose; what is there already stays as it is
+	@umask 077; touch .env; \
+	add() { grep -q "^$$1=" .env || echo "$$1=$$2$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" >> .env; }; \
+	for name in $(PASSWORDS); do add $$name; done; \
+	for name in $(API_KEYS); do add $$name mesh_; done
+	@test -f keys/api-keys.json || { mkdir -p keys; \
+	digest() { sed -n "s/^$$1=//p" .env | tr -d '\n' | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-64; }; \
+	printf '{"keys": [\n {"name": "%s", "sha256": "%s", "scopes": %s},\n {"name": "%s", "sha256": "%s", "scopes": %s}\n]}\n' \
+		operator "$$(digest MESH_API_KEY)" '["upload", "read", "predict", "operate"]' \
+		services "$$(digest MESH_UPLOAD_KEY)" '["upload"]' > keys/api-keys.json; }
+	@echo "Passwords and API keys are in .env, and who is let in in keys/api-keys.json."
 
-.env:
-	@umask 077; for name in MINIO_ROOT_PASSWORD POSTGRES_PASSWORD REDIS_PASSWORD GRAFANA_ADMIN_PASSWORD; do \
-		echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@.new
-	@mv $@.new $@
-	@echo "Wrote $@."
-
-up: .env  ## the mesh in containers
+up: env  ## the mesh in containers
 	docker compose up --build

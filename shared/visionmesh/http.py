@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
+from visionmesh.access import Gate
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.observability import metrics, tracing
 from visionmesh.observability.health import Check, Readiness
@@ -50,6 +51,7 @@ _STATUS: Final = {
     "bad_request": 400,
     "bad_resolution": 400,
     "bucket_not_allowed": 403,
+    "image_deleted": 410,
     "image_id_conflict": 409,
     "image_not_found": 404,
     "invalid_json": 400,
@@ -132,6 +134,8 @@ def create_app(
     app.add_exception_handler(Unavailable, _on_unavailable)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_middleware(Gate)
+    # Last, and so around it: what is refused is counted as well.
     app.add_middleware(_Shell, service=service, max_body_bytes=max_body_bytes)
     return app
 

@@ -23,6 +23,8 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from visionmesh.access import Guard
+from visionmesh.api_keys import KeysError
 from visionmesh.errors import Unavailable
 from visionmesh.observability.health import Check
 from visionmesh.settings import Settings, get_settings, problems
@@ -93,6 +95,11 @@ def run_service(app: FastAPI, loop: Loop | None, *, port: int, settings: Setting
     status 1, so that whoever started the process starts it again.
     """
     port = port if settings.http_port is None else settings.http_port
+    try:
+        app.state.guard = Guard.from_settings(settings)
+    except KeysError as error:
+        log.error("cannot_start", reason=str(error))
+        return _WRONG_SETTINGS
     try:
         listener = _listen(settings.http_host, port)
     except OSError as error:

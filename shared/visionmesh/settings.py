@@ -76,6 +76,19 @@ class Settings(BaseSettings):
     http_port: int | None = Field(
         default=None, description="port to listen on; the service's own when absent"
     )
+    publish_address: str | None = Field(
+        default=None,
+        description="address on which a gateway publishes this service; none, when absent, but its own",
+    )
+    api_keys_file: Path | None = Field(
+        default=None, description="file of the API keys that are let in, which `mesh keys` writes"
+    )
+    require_api_keys: bool = Field(
+        default=False, description="ask for API keys on loopback as well, as it is done everywhere else"
+    )
+    api_key: SecretStr | None = Field(
+        default=None, description="the key that this process, or `mesh upload`, shows to the mesh's services"
+    )
     upload_max_bytes: int = Field(default=64 * 1024 * 1024, ge=1, description="largest picture accepted")
     upload_max_files: int = Field(default=64, ge=1, description="most files in one upload request")
 
@@ -216,6 +229,13 @@ class Settings(BaseSettings):
         default="http://127.0.0.1:8001", description="where ingest-api listens, for POST /process"
     )
 
+    # Retention
+    image_retention_days: int = Field(
+        default=0,
+        ge=0,
+        description="pictures older than this are deleted, with all that was found in them; 0 keeps them",
+    )
+
     # Sensors
     sensor_retention_days: int = Field(
         default=30, ge=0, description="full days of readings that are kept besides today; 0 keeps all"
@@ -341,6 +361,9 @@ class EdgeSettings(BaseSettings):
     camera_interval_seconds: float = Field(default=1.0, gt=0, description="from one picture to the next")
     upload_url: str | None = Field(
         default=None, description="http://host:port of ingest-api; without it no picture is uploaded"
+    )
+    upload_key: SecretStr | None = Field(
+        default=None, description="API key for that, with the scope `upload`, where the mesh asks for one"
     )
     upload_interval_seconds: float = Field(
         default=60.0, gt=0, description="a picture is uploaded at least this often"

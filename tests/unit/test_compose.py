@@ -17,7 +17,10 @@ import yaml
 from prometheus_client import REGISTRY
 
 from qr_decoder.__main__ import QREADER_BYTES
+from visionmesh.api_keys import KeyRing, Scope
+from visionmesh.cli.keys import FILE as KEYS_FILE
 from visionmesh.observability import metrics
+from visionmesh.publishing import TLS
 from visionmesh.settings import EdgeSettings, Settings
 from visionmesh.topics import CLASSIFIERS, PARTITIONS
 
@@ -28,7 +31,7 @@ SERVICES: Final[dict[str, dict[str, Any]]] = COMPOSE["services"]
 DOCKERFILE: Final = (ROOT / "Dockerfile").read_text()
 DASHBOARD: Final[dict[str, Any]] = json.loads((ROOT / "deploy/grafana/dashboards/overview.json").read_text())
 
-ONE_SHOT: Final = {"migrate", "topics", "minio-volume", "mlflow-prepare"}
+ONE_SHOT: Final = {"migrate", "topics", "minio-volume", "mlflow-prepare", "publishing"}
 # Built here, and not of the mesh.
 FOREIGN: Final = {"mlflow"}
 # The seeds' ports.
@@ -114,6 +117,32 @@ def test_only_the_gateway_can_be_opened_to_other_machines(name: str) -> None:
         assert "ports" not in SERVICES[name], "a published port allows one replica only"
 
 
+def test_whoever_is_published_asks_for_keys() -> None:
+    published = "${MESH_PUBLISH_ADDRESS:-127.0.0.1}"
+    for name in (*HTTP_PORTS, *INNER_PORTS, "publishing"):
+        environment = SERVICES[name]["environment"]
+        assert environment["MESH_PUBLISH_ADDRESS"] == published, "it could not know"
+        folder, file = environment["MESH_API_KEYS_FILE"].rsplit("/", 1)
+        # The folder: a file that is replaced would stay the old one.
+        assert f"./keys:{folder}:ro" in SERVICES[name]["volumes"]
+        assert file == KEYS_FILE.name
+    assert KEYS_FILE.parent == ROOT / "keys"
+    gateway = SERVICES["gateway"]
+    assert gateway["depends_on"]["publishing"] == {"condition": "service_completed_successfully"}
+    assert SERVICES["publishing"]["command"] == ["python", "-m", "visionmesh.publishing"]
+    for name, variable in (("ocr-worker", "MESH_API_KEY"), ("edge-publisher", "EDGE_UPLOAD_KEY")):
+        assert SERVICES[name]["environment"][variable] == "${MESH_UPLOAD_KEY:-}"
+
+
+def test_the_gateway_has_a_snippet_for_every_way_of_tls() -> None:
+    caddyfile = (ROOT / "deploy/gateway/Caddyfile").read_text()
+    assert set(re.findall(r"^\(tls-(\w+)\)", caddyfile, flags=re.MULTILINE)) == set(TLS)
+    environment = SERVICES["gateway"]["environment"]
+    assert (environment["MESH_TLS"], environment["MESH_DOMAIN"]) == ("${MESH_TLS:-off}", "${MESH_DOMAIN:-}")
+    asked = SERVICES["publishing"]["environment"]
+    assert (asked["GATEWAY_TLS"], asked["GATEWAY_DOMAIN"]) == ("${MESH_TLS:-off}", "${MESH_DOMAIN:-}")
+
+
 def test_the_seeds_ports_are_published() -> None:
     gateway = {int(port.rsplit(":", 1)[1]) for port in SERVICES["gateway"]["ports"]}
     assert gateway == set(HTTP_PORTS.values())
@@ -123,7 +152,8 @@ def test_the_seeds_ports_are_published() -> None:
 
 def test_the_gateway_balances_every_service_on_its_port() -> None:
     caddyfile = (ROOT / "deploy/gateway/Caddyfile").read_text()
-    sites = re.findall(r"^:(\d+) \{\n\timport balance (\S+) (\d+)\n\}", caddyfile, flags=re.MULTILINE)
+    site = r"^\{\$MESH_DOMAIN\}:(\d+) \{\n\timport tls-\{\$MESH_TLS:off\}\n\timport balance (\S+) (\d+)\n\}"
+    sites = re.findall(site, caddyfile, flags=re.MULTILINE)
     assert {name: int(port) for _, name, port in sites} == HTTP_PORTS
     assert all(outside == inside for outside, _, inside in sites)
     for setting in ("admin off", "lb_policy least_conn", "dynamic a", "flush_interval -1"):
@@ -216,6 +246,26 @@ def test_make_env_writes_every_secret_that_compose_asks_for(tmp_path: Path) -> N
     for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD"):
         assert re.fullmatch(r"[A-Za-z0-9_-]+", written[name])
     assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
+    # What it wrote once stays, and what is missing is added.
+    (tmp_path / ".env").write_text("POSTGRES_PASSWORD=mine\n")
+    subprocess.run(["make", "--silent", "-C", str(tmp_path), "env"], check=True, capture_output=True)
+    again = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().split())
+    assert again["POSTGRES_PASSWORD"] == "mine"
+    assert set(again) == set(written)
+
+
+def test_make_env_lets_its_own_keys_in(tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    subprocess.run(["make", "--silent", "-C", str(tmp_path), "env"], check=True, capture_output=True)
+    written = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().split())
+    ring = KeyRing(tmp_path / "keys" / "api-keys.json")
+    operator, services = ring.find(written["MESH_API_KEY"]), ring.find(written["MESH_UPLOAD_KEY"])
+    assert operator is not None
+    assert set(operator.scopes) == set(Scope)
+    assert services is not None
+    assert set(services.scopes) == {Scope.UPLOAD}
 
 
 def test_each_image_installs_one_lock_and_ships_its_own_service_only() -> None:

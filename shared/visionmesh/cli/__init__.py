@@ -12,7 +12,7 @@ import sys
 import typer
 from pydantic import ValidationError
 
-from visionmesh.cli import dlq, edge, models, topics
+from visionmesh.cli import dlq, edge, keys, models, topics
 from visionmesh.cli.bench import bench
 from visionmesh.cli.classify import classify
 from visionmesh.cli.console import complain
@@ -46,6 +46,7 @@ app.add_typer(topics.app, name="topics")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(models.app, name="models")
 app.add_typer(edge.app, name="edge")
+app.add_typer(keys.app, name="keys")
 app.command("doctor")(doctor)
 app.command("settings")(settings)
 app.command("profile")(profile)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from visionmesh.cli.console import DIRECTORY, Directory, complain, fail
+from visionmesh.cli.console import DIRECTORY, Directory, api_key_headers, complain, fail
 from visionmesh.settings import ROOT
 
 if TYPE_CHECKING:
@@ -284,7 +284,9 @@ def _show_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], bool]) 
     ]
     table = Table("picture", *names, "agreed", "QR codes", "upload to labels")
     complete = True
-    with httpx.Client(base_url=mesh.url_of("ingest-api"), timeout=10) as client:
+    with httpx.Client(
+        base_url=mesh.url_of("ingest-api"), headers=api_key_headers(), timeout=10
+    ) as client:
         for sample in samples:
             if stopped():
                 break
