@@ -14,12 +14,12 @@ QREADER_WITHOUT = --no-emit-package opencv-python --no-emit-package triton
 # PaddleX brings an OpenCV of its own, which the service runs with as well.
 PADDLEOCR_WITHOUT = --no-emit-package opencv-python-headless
 
-PASSWORDS := MINIO_ROOT_PASSWORD POSTGRES_PASSWORD REDIS_PASSWORD GRAFANA_ADMIN_PASSWORD
+PASSWORDS := MINIO_ROOT_PASSWORD POSTGRES_PASSWORD REDIS_PASSWORD GRAFANA_ADMIN_PASSWORD GRAFANA_POSTGRES_PASSWORD
 # The operator's, and the one by which services of compose upload.
 API_KEYS := MESH_API_KEY MESH_UPLOAD_KEY
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-native bench lint lock train train-baseline train-locator env up
+.PHONY: help install demo test test-native bench lint dashboards lock train train-baseline train-locator env up
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,9 @@ lint: install  ## style, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+dashboards: install  ## Grafana's dashboards again, from deploy/grafana/boards
+	PYTHONPATH=deploy/grafana $(BIN)/python -W ignore::DeprecationWarning -m boards
 
 lock: install  ## the locks again, from pyproject.toml (requirements/*.txt)
 	for name in $(SERVICE_LOCKS); do $(COMPILE) pyproject.toml --extra $$name -o requirements/$$name.txt || exit; done

@@ -210,6 +210,7 @@ REGISTRY.register(ProcessFamily())
 
 # What else may be asked of Prometheus: of its own and of the servers around the services.
 FOREIGN: Final = {
+    "ALERTS": "1 for each alert of `deploy/prometheus/alerts.yml` that is pending or fires.",
     "up": "1 while Prometheus reaches a replica.",
     "process_start_time_seconds": "When a process started, in UNIX seconds; another value is a restart.",
     "minio_cluster_capacity_usable_free_bytes": "What the object store has left of its disk.",
