@@ -52,6 +52,7 @@ _STATUS: Final = {
     "bad_resolution": 400,
     "bucket_not_allowed": 403,
     "image_deleted": 410,
+    "image_deleted": 410,
     "image_id_conflict": 409,
     "image_not_found": 404,
     "invalid_json": 400,

@@ -76,6 +76,15 @@ class Stream:
     pieces: Generator[bytes, None, None]
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object as a listing tells of it. length: in bytes. modified_at: with a time zone."""
+
+    minio_path: str
+    length: int
+    modified_at: datetime
+
+
 class ObjectStore(Protocol):
     """Where pictures lie. Raises `Unavailable("object_store", …)` when the server is away or refuses us,
     and `Rejected` with code `bad_path` or `bucket_not_allowed` for a path that names nothing we serve.
@@ -101,6 +110,11 @@ class ObjectStore(Protocol):
 
     def delete(self, minio_path: str) -> None:
         """Removes the object, if it is there."""
+
+    def objects(self) -> Iterator[Listed]:
+        """Every object of the allowed buckets, in no order that a reader may count on. A bucket that does not
+        exist has none.
+        """
 
     def ensure_buckets(self) -> None:
         """Makes the allowed buckets that do not exist yet."""
@@ -240,6 +254,16 @@ class S3ObjectStore:
         bucket, key = split_path(minio_path, self._allowed)
         with _call("delete", minio_path):
             self._client.remove_object(bucket, key)
+
+    def objects(self) -> Iterator[Listed]:
+        for bucket in self._allowed:
+            with _outcomes("list", bucket):
+                if not self._client.bucket_exists(bucket):
+                    continue
+                for each in self._client.list_objects(bucket, recursive=True):
+                    # A folder, which only some servers list, has neither.
+                    if each.object_name is not None and each.last_modified is not None:
+                        yield Listed(f"{bucket}/{each.object_name}", each.size or 0, each.last_modified)
 
     def ensure_buckets(self) -> None:
         with _call("ensure_buckets"):

@@ -236,6 +236,13 @@ class Settings(BaseSettings):
         description="pictures older than this are deleted, with all that was found in them; 0 keeps them",
     )
 
+    # Retention
+    image_retention_days: int = Field(
+        default=0,
+        ge=0,
+        description="pictures older than this are deleted, with all that was found in them; 0 keeps them",
+    )
+
     # Sensors
     sensor_retention_days: int = Field(
         default=30, ge=0, description="full days of readings that are kept besides today; 0 keeps all"

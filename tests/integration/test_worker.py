@@ -294,6 +294,18 @@ def test_verdicts_end_in_their_states(mesh: Mesh) -> None:
     assert "x-traceback" not in letter
 
 
+def test_a_picture_that_was_deleted_meanwhile_is_no_failure(mesh: Mesh) -> None:
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        return [Rejected("object_not_found", f"{value.minio_path} does not exist") for value in batch]
+
+    mesh.store.delete(["deleted"])
+    mesh.put("deleted", "lost")
+    mesh.start(step)
+    eventually(lambda: mesh.finished(1), "one outcome")
+    assert mesh.states() == {"lost": "failed"}
+    assert len(mesh.letters()) == 1
+
+
 def test_a_bug_costs_only_the_guilty_message(mesh: Mesh) -> None:
     calls: list[int] = []
 

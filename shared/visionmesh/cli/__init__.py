@@ -20,6 +20,7 @@ from visionmesh.cli.doctor import doctor
 from visionmesh.cli.ocr import ocr
 from visionmesh.cli.profile import profile
 from visionmesh.cli.qr import qr
+from visionmesh.cli.reconcile import reconcile
 from visionmesh.cli.scale import autoscale, restart, scale
 from visionmesh.cli.settings import settings
 from visionmesh.cli.up import demo, up
@@ -47,6 +48,7 @@ app.add_typer(dlq.app, name="dlq")
 app.add_typer(models.app, name="models")
 app.add_typer(edge.app, name="edge")
 app.add_typer(keys.app, name="keys")
+app.command("reconcile")(reconcile)
 app.command("doctor")(doctor)
 app.command("settings")(settings)
 app.command("profile")(profile)

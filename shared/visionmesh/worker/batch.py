@@ -160,6 +160,7 @@ class BatchRunner(Generic[C]):
             self._batch_size.observe(len(undecided))
             started = time.perf_counter()
             self._decide(undecided)
+            self._excuse(undecided)
             self._step_seconds.observe(time.perf_counter() - started)
         self._save(items)
         self._publish(items)
@@ -275,6 +276,18 @@ class BatchRunner(Generic[C]):
             self._store.withdraw(self._name, trying)
         except Unavailable as error:
             log.warning("not_withdrawn", worker=self._name, image_ids=trying, reason=error.reason)
+
+    def _excuse(self, items: Sequence[_Item[C]]) -> None:
+        """That a picture was deleted while its message waited is nobody's failure."""
+        store = self._store
+        failed = [item for item in items if item.image_id and isinstance(item.verdict, Rejected)]
+        if store is None or not failed:
+            return
+        ids = {item.image_id for item in failed if item.image_id}
+        deleted = self._patiently(lambda: store.deleted(ids))
+        for item in failed:
+            if item.image_id in deleted:
+                item.verdict = Skipped("image_deleted: the picture was deleted meanwhile")
 
     # Store
 
