@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from threading import Lock
 from typing import Any, Final, Protocol, cast
 
@@ -18,6 +19,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
+from pydantic import SecretStr
 
 from visionmesh.errors import Unavailable
 from visionmesh.settings import Settings, get_settings
@@ -112,6 +114,7 @@ def client_config(settings: Settings) -> dict[str, Any]:
     """What every client of the mesh shares."""
     return {
         "bootstrap.servers": settings.kafka_bootstrap,
+        **_security_config(settings),
         # Its lines become log lines like all others, instead of text on stderr.
         "logger": logging.getLogger("librdkafka"),
         # The broker is waited for; a line per refused connection would drown the log.
@@ -119,6 +122,38 @@ def client_config(settings: Settings) -> dict[str, Any]:
         "reconnect.backoff.max.ms": 1000,
         "socket.keepalive.enable": True,
     }
+
+
+def _security_config(settings: Settings) -> dict[str, Any]:
+    """What the settings say of TLS and SASL; librdkafka knows what is missing and says so itself."""
+    protocol = settings.kafka_security_protocol
+    if protocol == "plaintext":
+        return {}
+    config: dict[str, Any] = {"security.protocol": protocol}
+    if protocol.startswith("sasl"):
+        config |= {
+            "sasl.mechanism": settings.kafka_sasl_mechanism,
+            "sasl.username": settings.kafka_sasl_username,
+            "sasl.password": _clear(settings.kafka_sasl_password),
+        }
+    if protocol.endswith("ssl"):
+        config |= {
+            # Without it a certificate of anybody whom the authority knows would do.
+            "ssl.endpoint.identification.algorithm": "https",
+            "ssl.ca.location": _text(settings.kafka_tls_ca),
+            "ssl.certificate.location": _text(settings.kafka_tls_certificate),
+            "ssl.key.location": _text(settings.kafka_tls_key),
+            "ssl.key.password": _clear(settings.kafka_tls_key_password),
+        }
+    return {name: value for name, value in config.items() if value is not None}
+
+
+def _clear(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def consumer_config(settings: Settings, group: str, max_batch: int) -> dict[str, Any]:

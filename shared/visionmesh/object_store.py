@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from pathlib import Path
 from typing import Final, Protocol, Self, cast
 
 import visionmesh.lean_minio  # noqa: F401 - before anything else imports minio
@@ -168,8 +169,9 @@ class S3ObjectStore:
         secret_key: str,
         secure: bool,
         allowed_buckets: Collection[str],
+        tls_ca: Path | None = None,
     ) -> None:
-        """Opens nothing yet. `endpoint` is host:port."""
+        """Opens nothing yet. `endpoint` is host:port. tls_ca: PEM; the system's authorities when None."""
         self._allowed = tuple(allowed_buckets)
         self._client = _Client(
             endpoint,
@@ -181,6 +183,8 @@ class S3ObjectStore:
                 timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_SECONDS, read=READ_TIMEOUT_SECONDS),
                 maxsize=POOLED_CONNECTIONS,
                 retries=False,
+                cert_reqs="CERT_REQUIRED",
+                ca_certs=None if tls_ca is None else str(tls_ca),
             ),
         )
 
@@ -192,6 +196,7 @@ class S3ObjectStore:
             secret_key=settings.s3_secret_key.get_secret_value(),
             secure=settings.s3_secure,
             allowed_buckets={settings.s3_upload_bucket, *settings.s3_allowed_buckets},
+            tls_ca=settings.s3_tls_ca,
         )
 
     def get(self, minio_path: str, *, max_bytes: int) -> bytes:

@@ -37,6 +37,22 @@ class Settings(BaseSettings):
 
     # Kafka
     kafka_bootstrap: str = Field(default="127.0.0.1:9092", description="host:port[,host:port] of the brokers")
+    kafka_security_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = Field(
+        default="plaintext", description="whether the brokers speak TLS (ssl), ask who we are (sasl), or both"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="SCRAM-SHA-512", description="how the password is shown to brokers that ask for one"
+    )
+    kafka_sasl_username: str | None = Field(default=None, description="user of such brokers")
+    kafka_sasl_password: SecretStr | None = Field(default=None, description="that user's password")
+    kafka_tls_ca: Path | None = Field(
+        default=None, description="PEM of who issued the brokers' certificates; the system's when absent"
+    )
+    kafka_tls_certificate: Path | None = Field(
+        default=None, description="PEM of our own certificate, for brokers that ask for one"
+    )
+    kafka_tls_key: Path | None = Field(default=None, description="PEM of its key")
+    kafka_tls_key_password: SecretStr | None = Field(default=None, description="password of that file")
     kafka_group_protocol: Literal["classic", "consumer"] = Field(
         default="classic", description="`consumer` is KIP-848, which the embedded stack needs"
     )
@@ -60,6 +76,9 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr = Field(default=SecretStr("minioadmin"), description="access key")
     s3_secret_key: SecretStr = Field(default=SecretStr("minioadmin"), description="secret key")
     s3_secure: bool = Field(default=False, description="TLS to the object store")
+    s3_tls_ca: Path | None = Field(
+        default=None, description="PEM of who issued its certificate; the usual ones when absent"
+    )
     s3_upload_bucket: str = Field(default="raw-images", description="where uploads go")
     s3_allowed_buckets: tuple[str, ...] = Field(
         default=("raw-images",), description="JSON list; a message that names another bucket is rejected"
@@ -67,7 +86,8 @@ class Settings(BaseSettings):
 
     # Database
     postgres_dsn: SecretStr = Field(
-        default=SecretStr("postgresql://mesh:mesh@127.0.0.1:5432/mesh"), description="libpq URL"
+        default=SecretStr("postgresql://mesh:mesh@127.0.0.1:5432/mesh"),
+        description="libpq URL; TLS by its sslmode=verify-full&sslrootcert=FILE",
     )
     postgres_pool_size: int = Field(default=4, ge=1, description="connections a process may open")
 

@@ -284,9 +284,7 @@ def _show_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], bool]) 
     ]
     table = Table("picture", *names, "agreed", "QR codes", "upload to labels")
     complete = True
-    with httpx.Client(
-        base_url=mesh.url_of("ingest-api"), headers=api_key_headers(), timeout=10
-    ) as client:
+    with httpx.Client(base_url=mesh.url_of("ingest-api"), headers=api_key_headers(), timeout=10) as client:
         for sample in samples:
             if stopped():
                 break
