@@ -18,7 +18,18 @@ _WORDS: Final = {
         "increase",
         "last_over_time",
     ),
-    *("max", "max_over_time", "min", "min_over_time", "rate", "resets", "sum", "time", "vector"),
+    *(
+        "label_replace",
+        "max",
+        "max_over_time",
+        "min",
+        "min_over_time",
+        "rate",
+        "resets",
+        "sum",
+        "time",
+        "vector",
+    ),
     *("and", "bool", "offset", "or", "unless"),
 }
 

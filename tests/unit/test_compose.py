@@ -176,7 +176,10 @@ def test_every_classifier_of_the_topic_table_runs_within_the_seeds_limits() -> N
     for name in CLASSIFIERS:
         assert f"classifier-{SERVICES[name]['environment']['MESH_CLASSIFIER']}" == name
         assert SERVICES[name]["deploy"]["resources"]["limits"] == {"cpus": "0.5", "memory": "512M"}
-    assert SERVICES["feature-extractor"]["deploy"]["resources"]["limits"] == {"cpus": "2", "memory": "2G"}
+    assert SERVICES["feature-extractor"]["deploy"]["resources"]["limits"] == {
+        "cpus": "2",
+        "memory": "${EXTRACTOR_MEMORY:-2G}",
+    }
 
 
 def test_every_environment_variable_of_the_mesh_is_a_setting() -> None:
