@@ -13,6 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from visionmesh.cli import dlq, edge, keys, models, topics
+from visionmesh.cli.backup import backup, restore
 from visionmesh.cli.bench import bench
 from visionmesh.cli.classify import classify
 from visionmesh.cli.console import complain
@@ -49,6 +50,8 @@ app.add_typer(models.app, name="models")
 app.add_typer(edge.app, name="edge")
 app.add_typer(keys.app, name="keys")
 app.command("reconcile")(reconcile)
+app.command("backup")(backup)
+app.command("restore")(restore)
 app.command("doctor")(doctor)
 app.command("settings")(settings)
 app.command("profile")(profile)
