@@ -34,6 +34,7 @@ from minio import Minio
 from PIL import Image, ImageDraw
 
 from promql import asked
+from visionmesh.accounts import ACCOUNTS
 from visionmesh.topics import CLASSIFIERS, IMAGES
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
@@ -48,6 +49,7 @@ SECRETS: Final = (
     "REDIS_PASSWORD",
     "GRAFANA_ADMIN_PASSWORD",
     "GRAFANA_POSTGRES_PASSWORD",
+    *(account.variable for account in ACCOUNTS),
 )
 PORTS: Final = (
     "KAFKA_PORT",

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from qr_decoder.__main__ import QREADER_BYTES
+from visionmesh.accounts import ACCOUNTS
 from visionmesh.api_keys import KeyRing, Scope
 from visionmesh.cli.keys import FILE as KEYS_FILE
 from visionmesh.publishing import TLS
@@ -225,6 +226,25 @@ def test_the_extractor_starts_with_the_cache_and_without_it() -> None:
     assert "--maxmemory-policy allkeys-lru" in " ".join(SERVICES["redis"]["command"])
 
 
+def test_each_service_has_its_own_account_and_nobody_else_s() -> None:
+    accounts = {account.name: account for account in ACCOUNTS}
+    for name in (*HTTP_PORTS, *INNER_PORTS):
+        environment = SERVICES[name]["environment"]
+        account = accounts.get("classifier" if name in CLASSIFIERS else name)
+        passwords = set(re.findall(r"\$\{(\w*PASSWORD):", " ".join(map(str, environment.values()))))
+        assert passwords - {"REDIS_PASSWORD"} == (set() if account is None else {account.variable})
+        if account is None:
+            continue
+        assert environment["MESH_POSTGRES_DSN"].startswith(f"postgresql://{account.name}:${{")
+        if account.objects == "none":
+            assert "MESH_S3_ACCESS_KEY" not in environment
+        else:
+            assert environment["MESH_S3_ACCESS_KEY"] == account.name
+    for name, server in (("migrate", "postgres"), ("topics", "s3")):
+        assert f"python -m visionmesh.accounts {server}" in SERVICES[name]["command"][-1]
+        assert {account.variable for account in ACCOUNTS} <= set(SERVICES[name]["environment"])
+
+
 def test_no_secret_stands_in_the_file() -> None:
     for name, service in SERVICES.items():
         for variable, value in service.get("environment", {}).items():
@@ -243,7 +263,7 @@ def test_make_env_writes_every_secret_that_compose_asks_for(tmp_path: Path) -> N
     assert wanted <= set(written)
     assert all(written[name] for name in wanted)
     # They travel inside URLs.
-    for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD"):
+    for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD", *(account.variable for account in ACCOUNTS)):
         assert re.fullmatch(r"[A-Za-z0-9_-]+", written[name])
     assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
     # What it wrote once stays, and what is missing is added.
