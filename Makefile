@@ -59,7 +59,7 @@ dashboards: install  ## Grafana's dashboards again, from deploy/grafana/boards
 	PYTHONPATH=deploy/grafana $(BIN)/python -W ignore::DeprecationWarning -m boards
 
 lock: install  ## the locks again, from pyproject.toml (requirements/*.txt)
-	for name in $(SERVICE_LOCKS); do $(COMPILE) pyproject.toml --extra $$name -o requirements/$$name.txt || exit; done
+	for name in $(SERVICE_LOCKS); do $(COMPILE) pyproject.toml --extra $$name --extra tracing -o requirements/$$name.txt || exit; done
 	$(COMPILE) pyproject.toml --extra dev --no-emit-package visionmesh -o requirements/dev.txt
 	for name in train bench mlflow paddlex; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
 	$(COMPILE) pyproject.toml requirements/qreader.in --extra qr-decoder $(QREADER_WITHOUT) -o requirements/qreader.txt

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from visionmesh.access import Gate
 from visionmesh.errors import Rejected, Unavailable
-from visionmesh.observability import metrics, tracing
+from visionmesh.observability import metrics, spans, tracing
 from visionmesh.observability.health import Check, Readiness
 
 log = structlog.get_logger()
@@ -51,7 +51,6 @@ _STATUS: Final = {
     "bad_request": 400,
     "bad_resolution": 400,
     "bucket_not_allowed": 403,
-    "image_deleted": 410,
     "image_deleted": 410,
     "image_id_conflict": 409,
     "image_not_found": 404,
@@ -276,6 +275,8 @@ class _Shell:
             scope = {**scope, "method": "GET"}
         status = 0
         started = time.perf_counter()
+        started_ns = spans.now_ns()
+        trace = _trace_of(scope)
 
         async def send_noting_status(message: Message) -> None:
             nonlocal status
@@ -283,7 +284,7 @@ class _Shell:
                 status = message["status"]
             await send(message)
 
-        with tracing.use(_trace_of(scope)):
+        with tracing.use(trace):
             try:
                 await self._answer(scope, receive, send_noting_status)
             except ClientDisconnect:
@@ -302,6 +303,8 @@ class _Shell:
                 route = _route_of(scope)
                 metrics.HTTP_REQUESTS.labels(self._service, route, str(status)).inc()
                 metrics.HTTP_SECONDS.labels(self._service, route).observe(time.perf_counter() - started)
+                if trace.sampled:
+                    spans.record(_span(scope, trace, route, status, started_ns))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = self._max_body_bytes
@@ -343,10 +346,29 @@ def _content_length(scope: Scope) -> int | None:
 
 
 def _trace_of(scope: Scope) -> tracing.Trace:
-    """A span of the client's trace; without one, a new trace that is not sampled."""
+    """A span of the client's trace; without one, a new trace. Probes and scrapes are not worth a sample."""
     text = _header(scope, b"traceparent")
     parent = tracing.Trace.parse(text) if text is not None else None
-    return parent.child() if parent is not None else tracing.Trace.new()
+    if parent is not None:
+        return parent.child()
+    return tracing.begin() if scope["method"] == "POST" else tracing.Trace.new()
+
+
+def _span(scope: Scope, trace: tracing.Trace, route: str, status: int, started_ns: int) -> spans.Span:
+    """Of a request that was answered. A status of 5xx is this service's fault, one of 4xx is not."""
+    return spans.Span(
+        f"{scope['method']} {route}",
+        "server",
+        trace,
+        started_ns,
+        spans.now_ns(),
+        {
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "http.response.status_code": status,
+        },
+        f"status {status}" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else None,
+    )
 
 
 def _route_of(scope: Scope) -> str:

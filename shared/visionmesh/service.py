@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from visionmesh.access import Guard
 from visionmesh.api_keys import KeysError
 from visionmesh.errors import Unavailable
+from visionmesh.observability import spans
 from visionmesh.observability.health import Check
 from visionmesh.settings import Settings, get_settings, problems
 
@@ -108,7 +109,8 @@ def run_service(app: FastAPI, loop: Loop | None, *, port: int, settings: Setting
             "cannot_listen", address=address, reason=error.strerror, hint="set MESH_HTTP_PORT to a free one"
         )
         return _ENDED_BADLY
-    return _Process(app, loop or _Idle(), listener, settings.worker_shutdown_seconds).run()
+    with spans.exported(app.title, settings):
+        return _Process(app, loop or _Idle(), listener, settings.worker_shutdown_seconds).run()
 
 
 class _Idle:

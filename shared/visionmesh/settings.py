@@ -256,13 +256,6 @@ class Settings(BaseSettings):
         description="pictures older than this are deleted, with all that was found in them; 0 keeps them",
     )
 
-    # Retention
-    image_retention_days: int = Field(
-        default=0,
-        ge=0,
-        description="pictures older than this are deleted, with all that was found in them; 0 keeps them",
-    )
-
     # Sensors
     sensor_retention_days: int = Field(
         default=30, ge=0, description="full days of readings that are kept besides today; 0 keeps all"
@@ -273,6 +266,18 @@ class Settings(BaseSettings):
         default="info", description="least level logged"
     )
     log_format: Literal["json", "console"] = Field(default="json", description="`console` is for people")
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="http://host:4318 of an OpenTelemetry collector that gets the spans of sampled traces; "
+        "none are sent when absent",
+    )
+    trace_sample_ratio: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="what part of the uploads and readings is traced from end to end, where spans are sent; "
+        "a client's own traceparent decides for its request",
+    )
 
     @field_validator("s3_allowed_buckets", "extra_classifiers", mode="before")
     @classmethod

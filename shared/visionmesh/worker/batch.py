@@ -10,6 +10,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Final, Generic, TypeVar
@@ -20,8 +21,10 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected, Unavailable
-from visionmesh.kafka import Header, Message, Publisher, Record, headers_of
-from visionmesh.observability import metrics, tracing
+from visionmesh.kafka import Message, Publisher, Record, headers_of
+from visionmesh.observability import metrics, spans, tracing
+from visionmesh.observability.logs import bind
+from visionmesh.observability.tracing import Trace
 from visionmesh.results import OutcomeRow, OutcomeState, ResultStore, Row
 from visionmesh.topics import Topic
 from visionmesh.worker.dead_letters import Failure, dead_letter
@@ -51,6 +54,8 @@ class _Item(msgspec.Struct, Generic[C]):
     attempts: int = 1
     first_failed_at: float | None = None
     traceback: str | None = None
+    # The span of this worker's work on it, where the message brought a trace that is sampled.
+    trace: Trace | None = None
 
 
 @dataclass(slots=True)
@@ -95,18 +100,20 @@ class BatchRunner(Generic[C]):
         self._publish_seconds = metrics.PUBLISH_SECONDS.labels(name)
         self._age_seconds = metrics.AGE_SECONDS.labels(name)
         self._end_to_end_seconds = metrics.END_TO_END_SECONDS.labels(name)
+        self._started_ns = 0
         # The images that the step has at this moment, where attempts are written down.
         self._trying: list[str] = []
         self.waiting_for: Unavailable | None = None
 
     def run(self, messages: Sequence[Message]) -> None:
         """Raises `Stopped` when the worker is to stop while a server is away, or before a step is called."""
+        self._started_ns = spans.now_ns()
         items = [self._decode(message) for message in messages]
         for group in self._groups(items):
             self._run_group(group)
 
     def _decode(self, message: Message) -> _Item[C]:
-        item: _Item[C] = _Item(message)
+        item: _Item[C] = _Item(message, trace=_trace(message))
         try:
             item.value = self._decoder.decode(message.value() or b"")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -178,18 +185,39 @@ class BatchRunner(Generic[C]):
                 self._end_to_end_seconds.observe(max(0.0, now - began))
             if isinstance(verdict, Rejected):
                 metrics.DEAD_LETTERS.labels(self._name, verdict.code).inc()
-                log.warning(
-                    "dead_letter",
-                    worker=self._name,
-                    image_id=item.image_id,
-                    code=verdict.code,
-                    reason=verdict.reason,
-                    partition=item.message.partition(),
-                    offset=item.message.offset(),
-                    **({"traceback": item.traceback} if item.traceback else {}),
-                )
+                with tracing.use(item.trace):
+                    log.warning(
+                        "dead_letter",
+                        worker=self._name,
+                        image_id=item.image_id,
+                        code=verdict.code,
+                        reason=verdict.reason,
+                        partition=item.message.partition(),
+                        offset=item.message.offset(),
+                        **({"traceback": item.traceback} if item.traceback else {}),
+                    )
+            if item.trace is not None:
+                spans.record(self._span(item, item.trace, len(items)))
         for state, count in states.items():
             metrics.FINISHED.labels(self._name, state).inc(count)
+
+    def _span(self, item: _Item[C], trace: Trace, count: int) -> spans.Span:
+        """From when its batch began until its results were stored and published."""
+        verdict = item.verdict
+        attributes: dict[str, spans.Value] = {
+            **spans.KAFKA,
+            "messaging.destination.name": self._topic.name,
+            "messaging.destination.partition.id": str(item.message.partition()),
+            "messaging.kafka.offset": item.message.offset(),
+            "messaging.consumer.group.name": self._name,
+            "messaging.batch.message_count": count,
+            "visionmesh.outcome": _state(verdict),
+        }
+        if item.image_id is not None:
+            attributes["visionmesh.image_id"] = item.image_id
+        error = f"{verdict.code}: {verdict.reason}" if isinstance(verdict, Rejected) else None
+        name = f"process {self._topic.name}"
+        return spans.Span(name, "consumer", trace, self._started_ns, spans.now_ns(), attributes, error)
 
     # Step
 
@@ -233,9 +261,10 @@ class BatchRunner(Generic[C]):
         if self._stop.is_set():
             raise Stopped  # nothing new is begun; what was decided so far is decided again elsewhere
         values = [item.value for item in items if item.value is not None]
+        trace = items[0].trace if len(items) == 1 else None
         store = self._store if self._record_attempts else None
         if store is None:
-            return self._patiently(lambda: self._checked_step(values))
+            return self._patiently(lambda: self._checked_step(values, trace))
         ids = [item.image_id for item in items if item.image_id is not None]
         begun = False
 
@@ -247,7 +276,7 @@ class BatchRunner(Generic[C]):
                 begun = True
             self._trying = ids
             try:
-                return self._checked_step(values)
+                return self._checked_step(values, trace)
             except Exception:
                 # The process lives. Only attempts that end it count, so that a message that waits for a
                 # server, through any number of restarts, does not use up its three.
@@ -259,8 +288,9 @@ class BatchRunner(Generic[C]):
 
         return self._patiently(attempt)
 
-    def _checked_step(self, values: Sequence[C]) -> Sequence[Verdict]:
-        verdicts = self._step(values)
+    def _checked_step(self, values: Sequence[C], trace: Trace | None) -> Sequence[Verdict]:
+        with _about(values, trace):
+            verdicts = self._step(values)
         if len(verdicts) != len(values):
             raise ValueError(f"the step returned {len(verdicts)} verdicts for {len(values)} messages")
         return verdicts
@@ -337,8 +367,9 @@ class BatchRunner(Generic[C]):
             elif isinstance(verdict, Done):
                 for message in verdict.messages:
                     key = getattr(message.value, message.topic.key).encode()
+                    headers = tracing.to_headers(item.trace)
                     batch.records.append(
-                        Record(message.topic.name, key, self._encode(message.value), _trace(item.message))
+                        Record(message.topic.name, key, self._encode(message.value), headers)
                     )
                     batch.items.append(item)
         if not batch.records:
@@ -421,7 +452,24 @@ def _uploaded_at(image_id: str | None) -> float | None:
         return None
 
 
-def _trace(message: Message) -> tuple[Header, ...]:
-    """The trace context of the message, handed on to what came of it; only sampled records carry one."""
+def _trace(message: Message) -> Trace | None:
+    """A span that came of the one that the message was sent in; only sampled records carry that."""
     headers = headers_of(message)
-    return tuple((name, value) for name, value in headers if name == tracing.HEADER) if headers else ()
+    if not headers:
+        return None
+    parent = tracing.from_headers(
+        (name, value if not isinstance(value, str) else value.encode()) for name, value in headers
+    )
+    return parent.child() if parent is not None and parent.sampled else None
+
+
+def _about(values: Sequence[Any], trace: Trace | None) -> AbstractContextManager[object]:
+    """Names the message in every line that its step logs; of a batch, the step's own lines name theirs."""
+    if len(values) != 1:
+        return nullcontext()
+    image_id = getattr(values[0], "image_id", None)
+    stack = ExitStack()
+    stack.enter_context(tracing.use(trace))
+    if image_id is not None:
+        stack.enter_context(bind(image_id=image_id))
+    return stack
