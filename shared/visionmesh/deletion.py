@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import Event, Thread
+from time import monotonic
 from typing import Any, Final, Protocol, cast
 
 import structlog
@@ -35,7 +36,9 @@ REMEMBERED_SECONDS: Final = (DEAD_LETTER_RETENTION_MS + DAY_MS) / 1000
 
 _AT_ONCE: Final = 100
 
-_PERIOD_SECONDS: Final = 60.0
+_FINISH_PERIOD_SECONDS: Final = 60.0
+# A look for what is too old reads a whole table, and nobody counts the days of a picture by the minute.
+_AGE_PERIOD_SECONDS: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +137,11 @@ class RetentionKeeper:
     Every replica has one: what one has done, the others find done.
     """
 
-    def __init__(
-        self, eraser: Eraser, *, retention_days: int | None, period_seconds: float = _PERIOD_SECONDS
-    ) -> None:
+    def __init__(self, eraser: Eraser, *, retention_days: int | None) -> None:
         """retention_days: how long images are kept; None keeps them."""
         self._eraser = eraser
         self._retention_days = retention_days
-        self._period_seconds = period_seconds
+        self._ages_looked_at: float | None = None
         self._stop = Event()
         self._thread = Thread(target=self._run, name="retention", daemon=True)
 
@@ -152,14 +153,18 @@ class RetentionKeeper:
 
     def keep(self) -> None:
         """One round. Raises `Unavailable`."""
-        if self._retention_days is not None:
-            erased = self._eraser.erase_older_than(timedelta(days=self._retention_days).total_seconds())
-            if erased:
-                log.info("images_too_old", images=erased, retention_days=self._retention_days)
         self._eraser.finish()
+        looked_at = self._ages_looked_at
+        now = monotonic()
+        if self._retention_days is None or (looked_at is not None and now - looked_at < _AGE_PERIOD_SECONDS):
+            return
+        erased = self._eraser.erase_older_than(timedelta(days=self._retention_days).total_seconds())
+        self._ages_looked_at = now
+        if erased:
+            log.info("images_too_old", images=erased, retention_days=self._retention_days)
 
     def _run(self) -> None:
-        while not self._stop.wait(self._period_seconds):
+        while not self._stop.wait(_FINISH_PERIOD_SECONDS):
             try:
                 self.keep()
             except Unavailable as error:

@@ -119,9 +119,19 @@ class ComposeReplicas:
         for container in old:
             # One more, and only then one less: the new one is of today's image and settings, and the others
             # are left as they are.
-            self._up(service, len(old) + 1)
-            self._docker("stop", "--timeout", str(_STOP_SECONDS), container)
+            self._add(service)
+            self._docker("stop", "-t", str(_STOP_SECONDS), container)
             self._docker("rm", container)
+
+    def _add(self, service: str) -> None:
+        """One container more; none when it does not get healthy."""
+        there = set(self._compose("ps", "--quiet", service))
+        try:
+            self._up(service, len(there) + 1)
+        except ScaleError:
+            for container in set(self._compose("ps", "--all", "--quiet", service)) - there:
+                self._docker("rm", "--force", container)
+            raise
 
     def _up(self, service: str, replicas: int) -> None:
         self._compose(
