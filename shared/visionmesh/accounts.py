@@ -182,7 +182,7 @@ def make_users(settings: Settings, passwords: Mapping[str, str]) -> None:
     """
     # Its admin client takes 3 MiB, which only this job pays for.
     import urllib3
-    from minio.credentials import StaticProvider
+    from minio.credentials.providers import StaticProvider
     from minio.error import MinioException
     from minio.minioadmin import MinioAdmin
     from urllib3.exceptions import HTTPError
