@@ -41,6 +41,9 @@ _FLUSH_SLICE_SECONDS: Final = 0.2
 
 _PING_SECONDS: Final = 2.0
 
+# Copies of a topic: as many as the broker is set to make of one, which differs from one node to three.
+_AS_THE_BROKER: Final = -1
+
 # How many batches a consumer has fetched ahead, per partition.
 _BATCHES_FETCHED: Final = 20
 
@@ -379,7 +382,7 @@ def create_topics(settings: Settings, *, wait_seconds: float = 60.0) -> list[str
         NewTopic(
             topic.name,
             num_partitions=topic.partitions,
-            replication_factor=1,
+            replication_factor=_AS_THE_BROKER,
             config={
                 "retention.ms": str(topic.retention_ms),
                 "max.message.bytes": str(topic.max_message_bytes),
@@ -390,7 +393,7 @@ def create_topics(settings: Settings, *, wait_seconds: float = 60.0) -> list[str
         NewTopic(
             name,
             num_partitions=PARTITIONS,
-            replication_factor=1,
+            replication_factor=_AS_THE_BROKER,
             config={
                 "retention.ms": str(DEAD_LETTER_RETENTION_MS),
                 "max.message.bytes": str(DEAD_LETTER_MAX_BYTES),
