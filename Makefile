@@ -22,7 +22,7 @@ PASSWORDS += INGEST_API_PASSWORD FEATURE_EXTRACTOR_PASSWORD CLASSIFIER_PASSWORD 
 API_KEYS := MESH_API_KEY MESH_UPLOAD_KEY
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-native bench lint dashboards lock train train-baseline train-locator env up
+.PHONY: help install demo test test-native bench lint dashboards lock train train-baseline train-locator env up sbom audit
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -61,7 +61,7 @@ dashboards: install  ## Grafana's dashboards again, from deploy/grafana/boards
 lock: install  ## the locks again, from pyproject.toml (requirements/*.txt)
 	for name in $(SERVICE_LOCKS); do $(COMPILE) pyproject.toml --extra $$name --extra tracing -o requirements/$$name.txt || exit; done
 	$(COMPILE) pyproject.toml --extra dev --no-emit-package visionmesh -o requirements/dev.txt
-	for name in train bench mlflow paddlex; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
+	for name in train bench mlflow paddlex audit; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
 	$(COMPILE) pyproject.toml requirements/qreader.in --extra qr-decoder $(QREADER_WITHOUT) -o requirements/qreader.txt
 	$(COMPILE) pyproject.toml requirements/paddleocr.in --extra ocr-worker $(PADDLEOCR_WITHOUT) \
 		--override requirements/paddleocr-overrides.txt -o requirements/paddleocr.txt
@@ -87,6 +87,19 @@ train-locator: .venv-train/installed  ## a locator of QR codes from drawn pictur
 
 # Their locks leave out what QREADER_WITHOUT and PADDLEOCR_WITHOUT name.
 .venv-qreader/installed .venv-paddleocr/installed: PIP_OPTIONS = --no-deps
+
+sbom: .venv-audit/installed  ## every part of every image, as CycloneDX, in build/sbom
+	@mkdir -p build/sbom
+	for name in $(SERVICE_LOCKS) mlflow; do .venv-audit/bin/cyclonedx-py requirements requirements/$$name.txt \
+		--output-reproducible --output-file build/sbom/$$name.cdx.json || exit; done
+
+# --strict: a part that nobody could ask about is not one that is well.
+audit: .venv-audit/installed  ## known vulnerabilities of every part, as PyPI knows them, and of images by trivy
+	for name in $(SERVICE_LOCKS) mlflow; do .venv-audit/bin/pip-audit --strict --disable-pip --require-hashes \
+		-r requirements/$$name.txt || exit; done
+	@if command -v trivy >/dev/null; then docker compose --profile mlflow config --images | sort -u | \
+		while read -r image; do trivy image --exit-code 1 --severity HIGH,CRITICAL "$$image" </dev/null || exit; done; \
+	else echo "Images were not scanned: trivy is not installed." >&2; fi
 
 env:  ## .env with fresh passwords and API keys for compose; what is there already stays as it is
 	@umask 077; touch .env; \
