@@ -398,7 +398,8 @@ class Mesh:
         never fewer work than before; a step for each call of `tend`.
 
         Of a device there is but one, which is away for as long as it takes. Raises `MeshError` at the first
-        new process that does not get ready; what has not had its turn by then goes on as it is.
+        new process that does not get ready; what has not had its turn by then goes on as it is, and the one
+        more stands in for who failed.
         """
         service = self._service(name)
         there = self._replicas_of(name)
