@@ -17,20 +17,20 @@ from visionmesh.errors import Unavailable
 from visionmesh.topics import PARTITIONS
 
 # Messages that may wait for each replica: a few seconds' work of one on a slow core, so that nobody starts a
-# process for what is over before it is up.
+# process for what is over before it is up. Those of deploy/kubernetes/mesh/scaling.yaml.
 LAG_PER_REPLICA: Final[Mapping[str, int]] = {
-    "feature-extractor": 100,
-    "qr-decoder": 25,
+    "feature-extractor": 50,
+    "qr-decoder": 20,
     "ocr-worker": 5,
     "sensor-sink": 5000,
 }
-CLASSIFIER_LAG_PER_REPLICA: Final = 1000
+CLASSIFIER_LAG_PER_REPLICA: Final = 500
 
 # A replica is up, and has its share of the partitions, a few seconds after it was asked for. Before that,
 # what still waits says nothing about whether they are enough.
 SETTLE_SECONDS: Final = 10.0
 
-COOL_DOWN_SECONDS: Final = 60.0
+COOL_DOWN_SECONDS: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionmesh.autoscale import Autoscaler, History, Policy, ScaleError, decide
+from visionmesh.autoscale import (
+    CLASSIFIER_LAG_PER_REPLICA,
+    COOL_DOWN_SECONDS,
+    LAG_PER_REPLICA,
+    Autoscaler,
+    History,
+    Policy,
+    ScaleError,
+    decide,
+)
 from visionmesh.errors import Unavailable
-from visionmesh.topics import PARTITIONS
+from visionmesh.settings import ROOT
+from visionmesh.topics import PARTITIONS, readers
 
 POLICY = Policy(minimum=1, maximum=5, lag_per_replica=100, settle_seconds=10, cool_down_seconds=60)
 
@@ -89,6 +100,21 @@ def test_bounds_that_make_no_sense(bounds: dict[str, int]) -> None:
 def test_always_between_the_bounds_or_what_was_there(lags: list[int], replicas: int) -> None:
     for count in followed(lags, replicas=replicas):
         assert min(replicas, POLICY.minimum) <= count <= max(replicas, POLICY.maximum)
+
+
+def test_a_mesh_on_kubernetes_has_the_same_numbers() -> None:
+    text = (ROOT / "deploy" / "kubernetes" / "mesh" / "scaling.yaml").read_text()
+    seen = set()
+    for each in yaml.safe_load_all(text):
+        if each["kind"] != "ScaledObject":
+            continue
+        (trigger,) = each["spec"]["triggers"]
+        group = trigger["metadata"]["consumerGroup"]
+        expected = LAG_PER_REPLICA.get(group, CLASSIFIER_LAG_PER_REPLICA)
+        assert int(trigger["metadata"]["lagThreshold"]) == expected
+        assert each["spec"]["cooldownPeriod"] == COOL_DOWN_SECONDS
+        seen.add(group)
+    assert seen == {group for _, group in readers()}
 
 
 @dataclass

@@ -74,7 +74,7 @@ def autoscale(
     maximum: Annotated[int, typer.Option(min=1, help="Most replicas of those that are not named.")] = 4,
     cool_down: Annotated[
         float, typer.Option(min=0, help="Seconds for which fewer must have been enough.")
-    ] = 60.0,
+    ] = 120.0,
     settle: Annotated[float, typer.Option(min=0, help="Seconds between two changes that add some.")] = 10.0,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
     compose: Compose = False,
