@@ -62,7 +62,7 @@ def _kustomize(fetch: bool) -> str:
     found = shutil.which("kustomize")
     if found is not None:
         return found
-    folder = cache_directory() / KUSTOMIZE.rsplit("/", 1)[1].replace("@", "-")
+    folder = cache_directory() / f"kustomize-{KUSTOMIZE.rpartition('@')[2]}"
     if not (folder / "kustomize").exists():
         _wanted(fetch, "kustomize")
         _run([_tool("go"), "install", KUSTOMIZE], {"GOBIN": str(folder)})

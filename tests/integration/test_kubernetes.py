@@ -19,6 +19,9 @@ FOLDERS: Final = {name: ROOT / "deploy/kubernetes" / name for name in ("mesh", "
 # The oldest that is still looked after, and the newest that the package knows.
 KUBERNETES: Final = ("1.33", kubernetes_validate.latest_version())
 
+# The first time tools are built and packages fetched.
+pytestmark = pytest.mark.timeout(1200)
+
 _OWN: Final = ("keda.sh/", "postgresql.cnpg.io/", "kafka.strimzi.io/")
 
 
