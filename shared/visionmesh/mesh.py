@@ -449,6 +449,7 @@ class Mesh:
                     f"{replica.name} is not ready after {READY_SECONDS:.0f} s: {why}\n{replica.last_lines()}"
                 )
             yield
+        self._report(f"{replica.name} is ready: {replica.url}")
 
     def _go_on(self) -> None:
         """One step of the order in hand, or the next order."""
