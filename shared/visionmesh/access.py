@@ -114,16 +114,15 @@ class Guard:
     @classmethod
     def from_settings(cls, settings: Settings) -> Guard:
         """Raises `KeysError` where a key has to be asked for and there is none."""
-        behind_gateway = settings.publish_address is not None
         if not asks_for_keys(settings):
-            return cls(None, behind_gateway=behind_gateway)
+            return cls(None, behind_gateway=settings.behind_gateway)
         if settings.api_keys_file is None:
             where = settings.publish_address or settings.http_host
             raise KeysError(
                 f"Published on {where}, the mesh asks for API keys, and {variable_of('api_keys_file')} names "
                 "no file of them. `make env` makes one, `mesh keys create` adds to it."
             )
-        return cls(KeyRing(settings.api_keys_file), behind_gateway=behind_gateway)
+        return cls(KeyRing(settings.api_keys_file), behind_gateway=settings.behind_gateway)
 
     def check(self, scope: Scope) -> JSONResponse | ApiKey | None:
         """What to answer instead, or the key that came with the request; None where none was needed."""

@@ -98,7 +98,12 @@ class Settings(BaseSettings):
     )
     publish_address: str | None = Field(
         default=None,
-        description="address on which a gateway publishes this service; none, when absent, but its own",
+        description="address on which others reach this service, where that is not the one it listens on",
+    )
+    behind_gateway: bool = Field(
+        default=False,
+        description="others reach it through a proxy alone, which says for whom it asks (X-Forwarded-For); "
+        "who is not asked for is inside, and may see /ready and /metrics",
     )
     api_keys_file: Path | None = Field(
         default=None, description="file of the API keys that are let in, which `mesh keys` writes"

@@ -37,7 +37,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         await websocket.send_text("reading")
         await websocket.close()
 
-    app.state.guard = Guard.from_settings(Settings(publish_address="0.0.0.0", api_keys_file=file))
+    app.state.guard = Guard.from_settings(
+        Settings(publish_address="0.0.0.0", behind_gateway=True, api_keys_file=file)
+    )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, http=BoundedConnection, log_config=None))
         thread = Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

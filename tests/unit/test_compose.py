@@ -119,6 +119,7 @@ def test_whoever_is_published_asks_for_keys() -> None:
     for name in (*HTTP_PORTS, *INNER_PORTS, "publishing"):
         environment = SERVICES[name]["environment"]
         assert environment["MESH_PUBLISH_ADDRESS"] == published, "it could not know"
+        assert name == "publishing" or environment["MESH_BEHIND_GATEWAY"] == "true"
         folder, file = environment["MESH_API_KEYS_FILE"].rsplit("/", 1)
         assert f"./keys:{folder}:ro" in SERVICES[name]["volumes"], (
             "one file that is replaced is not seen again"
