@@ -196,8 +196,8 @@ def test_every_secret_is_one_that_the_readme_makes() -> None:
     named = set(re.findall(r"secretKeyRef: \{name: ([\w-]+)", written))
     named |= set(re.findall(r"secret(?:Ref: \{name|: \{secretName): ([\w-]+)", written))
     made = set(re.findall(r"create secret generic ([\w-]+)", README))
-    # CloudNativePG makes this one.
-    assert named == made | {"postgres-app"}
+    # CloudNativePG makes these two.
+    assert named == made | {"postgres-app", "postgres-superuser"}
     for key in set(re.findall(r"name: accounts, key: (\w+)", written)):
         assert f"--from-literal={key}=" in README
     assert "kind: Secret" not in written
