@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from visionmesh.api_keys import ApiKey, KeyRing, KeysError, RateLimits, Scope, new_key, read_keys, write_keys
 from visionmesh.cli import app
+from visionmesh.settings import get_settings
 
 
 class Clock:
@@ -127,3 +128,16 @@ def test_mesh_keys(path: Path) -> None:
     assert [key.name for key in read_keys(path)] == ["reader"]
     # Services run as another user.
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_mesh_up_says_at_once_that_a_key_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESH_PUBLISH_ADDRESS", "0.0.0.0")
+    monkeypatch.setenv("MESH_API_KEYS_FILE", str(tmp_path / "missing.json"))
+    get_settings.cache_clear()
+    try:
+        result = CliRunner().invoke(app, ["up", "--directory", str(tmp_path), "--ports", "free"])
+    finally:
+        get_settings.cache_clear()
+    assert result.exit_code == 1
+    assert "mesh keys create" in result.stderr
+    assert not (tmp_path / "embedded").exists(), "nothing was started"

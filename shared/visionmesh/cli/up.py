@@ -137,7 +137,9 @@ def _until_signalled() -> Iterator[Callable[[], bool]]:
 def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
     """Everything up and ready; everything down at the end."""
     from visionmesh import database, kafka, object_store
-    from visionmesh.mesh import Mesh, MeshError, extra_classifiers, parse_scale, parse_services
+    from visionmesh.access import Guard
+    from visionmesh.api_keys import KeysError
+    from visionmesh.mesh import HOST, Mesh, MeshError, extra_classifiers, parse_scale, parse_services
     from visionmesh.model_store import ModelError
     from visionmesh.settings import get_settings
     from visionmesh.stack import StackError, open_stack
@@ -147,6 +149,8 @@ def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
     directory.mkdir(parents=True, exist_ok=True)
     try:
         services = parse_services(plan.classifiers, plan.shadows)
+        # Before each service refuses to start by itself, again and again. They listen on loopback.
+        Guard.from_settings(get_settings().model_copy(update={"http_host": HOST}))
         _check_models(services)
         _check_spaces(services)
         replicas = parse_scale(plan.scale, services)
@@ -178,7 +182,7 @@ def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
             with mesh.started(environment):
                 mesh.wait_until_ready(_READY_SECONDS, stopped)
                 yield mesh
-    except (MeshError, ModelError, StackError) as error:
+    except (KeysError, MeshError, ModelError, StackError) as error:
         fail(str(error))
 
 
