@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import uuid
@@ -207,3 +208,17 @@ def test_one_reading_of_a_batch_is_traced_from_the_device() -> None:
     carried = [tracing.from_headers(message.headers()) for message in broker.messages(SENSORS.name)]
     assert [trace and trace.span_id for trace in carried] == [span.trace.span_id, None, None]
     assert span.attributes["messaging.batch.message_count"] == 3
+
+
+def test_a_process_without_the_package_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
+    settings = Settings(otlp_endpoint="http://127.0.0.1:4318", trace_sample_ratio=1.0)
+    with capture_logs() as lines, spans.exported("test", settings):
+        assert not tracing.begin().sampled
+    assert [line["event"] for line in lines] == ["tracing_unavailable"]
+
+
+def test_a_collector_that_is_away_costs_its_spans_alone() -> None:
+    settings = Settings(otlp_endpoint="http://127.0.0.1:1", trace_sample_ratio=1.0)
+    with spans.exported("test", settings), TestClient(service()) as client:
+        assert client.post("/things/one").status_code == 200

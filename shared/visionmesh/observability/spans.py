@@ -6,6 +6,8 @@ whose package does the batching and the sending. What is not sampled costs a loo
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -95,10 +97,12 @@ class _Exporter:
 
     def __init__(self, service: str, endpoint: str) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        self._resource = Resource.create({SERVICE_NAME: service})
+        # In a container the host's name tells the replica, outside its process does.
+        replica = f"{socket.gethostname()}:{os.getpid()}"
+        self._resource = Resource.create({SERVICE_NAME: service, SERVICE_INSTANCE_ID: replica})
         self._processor: BatchSpanProcessor = BatchSpanProcessor(
             OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", timeout=_EXPORT_SECONDS),
             schedule_delay_millis=1000,
