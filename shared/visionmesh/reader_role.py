@@ -51,9 +51,7 @@ def make_reader(dsn: str, password: str) -> None:
             "GRANT CONNECT ON DATABASE {database} TO {role}",
             "GRANT USAGE ON SCHEMA public TO {role}",
         ):
-            connection.execute(
-                sql.SQL(statement).format(role=role, database=sql.Identifier(database))
-            )
+            connection.execute(sql.SQL(statement).format(role=role, database=sql.Identifier(database)))
         for table in TABLES:
             connection.execute(sql.SQL("GRANT SELECT ON {} TO {}").format(sql.Identifier(table), role))
 

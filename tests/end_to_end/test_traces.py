@@ -1,4 +1,4 @@
-"""One trace from an upload to all its results, as a collector of OpenTelemetry gets it, and one of a reading."""
+"""One trace from an upload to all its results, as a collector of OpenTelemetry gets it; one of a reading."""
 
 from __future__ import annotations
 
