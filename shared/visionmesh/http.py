@@ -68,6 +68,8 @@ _STATUS: Final = {
     "too_many_files": 413,
     "too_many_pixels": 413,
     "too_many_readings": 400,
+    # None of the client's doing.
+    "too_many_uploads": 503,
     "truncated_body": 400,
     "too_many_pages": 413,
     "unknown_task": 400,
