@@ -156,8 +156,8 @@ def restore(
     """Puts what `backup` wrote into a mesh whose schema, topics and buckets are there.
 
     replace: empties the tables first; else they have to be empty, but for that of readings. with_records:
-    False where Kafka still has them. Raises `BackupError` for a backup that is damaged or does not fit, before
-    anything is changed, and `Unavailable`.
+    False where Kafka still has them. Raises `BackupError` for a backup that is damaged or does not fit,
+    before anything is changed, and `Unavailable`.
     """
     manifest = read_manifest(folder)
     say("checking the files")

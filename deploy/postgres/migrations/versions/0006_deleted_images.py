@@ -1,7 +1,7 @@
 """Images that were deleted, for as long as anything on its way may speak of them.
 
-A worker that still has such an image, or gets its message later, must not bring it back: what is written of an
-image that stands here is dropped.
+A worker that still has such an image, or gets its message later, must not bring it back: what is written of
+an image that stands here is dropped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def upgrade() -> None:
             cleared_at  timestamptz,
             finished_at timestamptz
         );
-        COMMENT ON COLUMN deleted_images.minio_path IS 'of the object; null where no upload brought the image';
+        COMMENT ON COLUMN deleted_images.minio_path IS 'of the object; null where there was no upload';
         COMMENT ON COLUMN deleted_images.cleared_at IS 'when its object was gone';
         COMMENT ON COLUMN deleted_images.finished_at IS 'when it was deleted a second time';
 
