@@ -14,8 +14,15 @@ QREADER_WITHOUT = --no-emit-package opencv-python --no-emit-package triton
 # PaddleX brings an OpenCV of its own, which the service runs with as well.
 PADDLEOCR_WITHOUT = --no-emit-package opencv-python-headless
 
+PASSWORDS := MINIO_ROOT_PASSWORD POSTGRES_PASSWORD REDIS_PASSWORD GRAFANA_ADMIN_PASSWORD GRAFANA_POSTGRES_PASSWORD
+# Of the services' own accounts.
+PASSWORDS += INGEST_API_PASSWORD FEATURE_EXTRACTOR_PASSWORD CLASSIFIER_PASSWORD QR_DECODER_PASSWORD \
+	OCR_WORKER_PASSWORD SENSOR_SINK_PASSWORD
+# The operator's, and the one by which services of compose upload.
+API_KEYS := MESH_API_KEY MESH_UPLOAD_KEY
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-native bench lint lock train train-baseline train-locator env up
+.PHONY: help install demo test test-native bench lint dashboards lock train train-baseline train-locator env up sbom audit
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -48,10 +55,13 @@ lint: install  ## style, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+dashboards: install  ## Grafana's dashboards again, from deploy/grafana/boards
+	PYTHONPATH=deploy/grafana $(BIN)/python -W ignore::DeprecationWarning -m boards
+
 lock: install  ## the locks again, from pyproject.toml (requirements/*.txt)
-	for name in $(SERVICE_LOCKS); do $(COMPILE) pyproject.toml --extra $$name -o requirements/$$name.txt || exit; done
+	for name in $(SERVICE_LOCKS); do $(COMPILE) pyproject.toml --extra $$name --extra tracing -o requirements/$$name.txt || exit; done
 	$(COMPILE) pyproject.toml --extra dev --no-emit-package visionmesh -o requirements/dev.txt
-	for name in train bench mlflow paddlex; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
+	for name in train bench mlflow paddlex audit; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt || exit; done
 	$(COMPILE) pyproject.toml requirements/qreader.in --extra qr-decoder $(QREADER_WITHOUT) -o requirements/qreader.txt
 	$(COMPILE) pyproject.toml requirements/paddleocr.in --extra ocr-worker $(PADDLEOCR_WITHOUT) \
 		--override requirements/paddleocr-overrides.txt -o requirements/paddleocr.txt
@@ -78,13 +88,30 @@ train-locator: .venv-train/installed  ## a locator of QR codes from drawn pictur
 # Their locks leave out what QREADER_WITHOUT and PADDLEOCR_WITHOUT name.
 .venv-qreader/installed .venv-paddleocr/installed: PIP_OPTIONS = --no-deps
 
-env: .env  ## .env with fresh passwords for compose; one that exists stays as it is
+sbom: .venv-audit/installed  ## every part of every image, as CycloneDX, in build/sbom
+	@mkdir -p build/sbom
+	for name in $(SERVICE_LOCKS) mlflow; do .venv-audit/bin/cyclonedx-py requirements requirements/$$name.txt \
+		--output-reproducible --output-file build/sbom/$$name.cdx.json || exit; done
 
-.env:
-	@umask 077; for name in MINIO_ROOT_PASSWORD POSTGRES_PASSWORD REDIS_PASSWORD GRAFANA_ADMIN_PASSWORD; do \
-		echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > $@.new
-	@mv $@.new $@
-	@echo "Wrote $@."
+# --strict: a part that nobody could ask about is not one that is well.
+audit: .venv-audit/installed  ## known vulnerabilities of every part, as PyPI knows them, and of images by trivy
+	for name in $(SERVICE_LOCKS) mlflow; do .venv-audit/bin/pip-audit --strict --disable-pip --require-hashes \
+		-r requirements/$$name.txt || exit; done
+	@if command -v trivy >/dev/null; then docker compose --profile mlflow config --images | sort -u | \
+		while read -r image; do trivy image --exit-code 1 --severity HIGH,CRITICAL "$$image" </dev/null || exit; done; \
+	else echo "Images were not scanned: trivy is not installed." >&2; fi
 
-up: .env  ## the mesh in containers
+env:  ## .env with fresh passwords and API keys for compose; what is there already stays as it is
+	@umask 077; touch .env; \
+	add() { grep -q "^$$1=" .env || echo "$$1=$$2$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" >> .env; }; \
+	for name in $(PASSWORDS); do add $$name; done; \
+	for name in $(API_KEYS); do add $$name mesh_; done
+	@test -f keys/api-keys.json || { mkdir -p keys; \
+	digest() { sed -n "s/^$$1=//p" .env | tr -d '\n' | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-64; }; \
+	printf '{"keys": [\n {"name": "%s", "sha256": "%s", "scopes": %s},\n {"name": "%s", "sha256": "%s", "scopes": %s}\n]}\n' \
+		operator "$$(digest MESH_API_KEY)" '["upload", "read", "predict", "operate"]' \
+		services "$$(digest MESH_UPLOAD_KEY)" '["upload"]' > keys/api-keys.json; }
+	@echo "Passwords and API keys are in .env, and who is let in in keys/api-keys.json."
+
+up: env  ## the mesh in containers
 	docker compose up --build

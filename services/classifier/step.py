@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from classifier.domain import Classifier, Prediction, validate
 from visionmesh.contracts import ImageFeatures
 from visionmesh.errors import Rejected
 from visionmesh.model_store import Model
+from visionmesh.observability import metrics
 from visionmesh.registry import ModelSource
 from visionmesh.results import PredictionRow, ShadowPredictionRow
 from visionmesh.shadow import Failures
@@ -62,10 +64,20 @@ def make_step(
         answered = [
             message for message, row in zip(messages, found, strict=True) if isinstance(row, PredictionRow)
         ]
+        _count(name, found)
         unseen = iter(shadow.rows(answered) if shadow is not None and answered else [()] * len(answered))
         return [row if isinstance(row, Rejected) else Done(rows=(row, *next(unseen))) for row in found]
 
     return step
+
+
+def _count(name: str, found: Sequence[PredictionRow | Rejected]) -> None:
+    rows = [row for row in found if isinstance(row, PredictionRow)]
+    for label, count in Counter(row.label for row in rows).items():
+        metrics.PREDICTIONS.labels(name, label).inc(count)
+    confidence = metrics.CONFIDENCE.labels(name)
+    for row in rows:
+        confidence.observe(row.confidence)
 
 
 def _predict(

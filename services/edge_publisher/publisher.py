@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from threading import Event, Thread
 from typing import Final, Protocol
 
+import msgspec
 import structlog
 
 from edge_publisher.queue import ReadingQueue, Stored
 from visionmesh.errors import Unavailable
 from visionmesh.kafka import Publisher, Record
-from visionmesh.observability import metrics
+from visionmesh.observability import metrics, spans, tracing
 from visionmesh.topics import SENSORS
 from visionmesh.worker.retry import Stopped, until_available
 
@@ -52,8 +53,27 @@ class KafkaSink:
         self._publisher = publisher
 
     def send(self, batch: Sequence[Stored], give_up: Callable[[], bool]) -> int:
+        started_ns = spans.now_ns()
         records = [Record(SENSORS.name, each.device_id.encode(), each.value) for each in batch]
+        # One of a batch stands for all, which are sent and stored together.
+        trace = tracing.begin()
+        records[0] = msgspec.structs.replace(records[0], headers=tracing.to_headers(trace))
         refused = self._publisher.publish(records, give_up)
+        spans.record(
+            spans.Span(
+                f"publish {SENSORS.name}",
+                "producer",
+                trace,
+                started_ns,
+                spans.now_ns(),
+                {
+                    **spans.KAFKA,
+                    "messaging.destination.name": SENSORS.name,
+                    "messaging.batch.message_count": len(batch),
+                    "visionmesh.device_id": batch[0].device_id,
+                },
+            )
+        )
         for index, reason in refused.items():
             log.error(
                 "reading_refused", sink=self.name, reason=reason, reading=batch[index].value.decode()[:500]

@@ -11,6 +11,7 @@ import structlog
 from fastapi import FastAPI
 
 from ingest_api.annotated import Draw, annotated_routes
+from ingest_api.deletion import deletion_routes
 from ingest_api.http import result_routes, upload_routes
 from ingest_api.intake import Intake
 from ingest_api.outbox import Announcer, Outbox
@@ -18,10 +19,13 @@ from ingest_api.search import search_routes
 from ingest_api.searchable_pdf import searchable_pdf
 from ingest_api.sensors import sensor_routes
 from ingest_api.text import MakePdf, text_routes
+from visionmesh.cache import Cache, NoCache, open_cache
 from visionmesh.consensus import Fitted
 from visionmesh.database import Database
+from visionmesh.deletion import Deletions, Eraser, PostgresDeletions, RetentionKeeper
 from visionmesh.drawing import draw_on
 from visionmesh.errors import Unavailable
+from visionmesh.group_lag import GroupLags, LagExporter
 from visionmesh.http import create_app
 from visionmesh.isolated import Isolated
 from visionmesh.kafka import KafkaPublisher
@@ -33,7 +37,7 @@ from visionmesh.results import Images, PostgresImages
 from visionmesh.sensors import PostgresSensors, Sensors
 from visionmesh.service import run_service, start
 from visionmesh.settings import Settings
-from visionmesh.topics import classifiers
+from visionmesh.topics import classifiers, readers
 
 log = structlog.get_logger()
 
@@ -57,9 +61,16 @@ def compose(
     database_check: Check,
     fitted: Fitted | None = None,
     sensors: Sensors | None = None,
+    deletions: Deletions | None = None,
+    cache: Cache | None = None,
 ) -> FastAPI:
-    """The application over its clients. fitted: the weights of the consensus. sensors: None for no routes."""
+    """The application over its clients. fitted: the weights of the consensus. sensors, deletions: None for no
+    routes. cache: where feature-extractor keeps what it knows of pictures.
+    """
     outbox = Outbox(images, store, publisher)
+    eraser = None if deletions is None else Eraser(deletions, store, cache or NoCache())
+    days = settings.image_retention_days or None
+    keeper = None if eraser is None else RetentionKeeper(eraser, retention_days=days)
     intake = Intake(
         images, store, outbox, bucket=settings.s3_upload_bucket, max_bytes=settings.upload_max_bytes
     )
@@ -70,7 +81,11 @@ def compose(
         with suppress(Unavailable):
             store.ensure_buckets()
         outbox.start()
+        if keeper is not None:
+            keeper.start()
         yield
+        if keeper is not None:
+            keeper.stop()
         intake.close()
         outbox.stop(_OUTBOX_STOP_SECONDS)
 
@@ -93,6 +108,8 @@ def compose(
     app.include_router(search_routes(images))
     app.include_router(text_routes(images, store, make_pdf, max_bytes=settings.upload_max_bytes))
     app.include_router(annotated_routes(images, store, draw, max_bytes=settings.upload_max_bytes))
+    if eraser is not None:
+        app.include_router(deletion_routes(eraser))
     if sensors is not None:
         app.include_router(sensor_routes(sensors))
     return app
@@ -124,7 +141,13 @@ def serve(settings: Settings) -> int:
     pdfs = Isolated(
         searchable_pdf, deadline_seconds=_PDF_SECONDS, memory_bytes=settings.isolated_memory_bytes
     )
-    with Database.from_settings(settings) as database, closing(isolated), closing(pdfs):
+    groups = [(topic.name, group) for topic, group in readers(settings.extra_classifiers)]
+    with (
+        Database.from_settings(settings) as database,
+        closing(isolated),
+        closing(pdfs),
+        LagExporter(lambda: GroupLags(settings, groups)),
+    ):
         app = compose(
             settings,
             PostgresImages(database),
@@ -135,6 +158,8 @@ def serve(settings: Settings) -> int:
             database.ping,
             fitted,
             PostgresSensors(database),
+            PostgresDeletions(database),
+            open_cache(settings),
         )
         return run_service(app, None, port=PORT, settings=settings)
 

@@ -38,6 +38,8 @@ _THREADS: Final = 32
 _STREAM_THREADS: Final = 32
 # What is held of a picture before it is a large one.
 _HELD_BYTES: Final = PART_BYTES // 2
+# And of all pictures together. Clients who send slowly, a few hundred of them, would else take all memory.
+_HELD_IN_ALL_BYTES: Final = 256 * 1024 * 1024
 
 # What goes at a time from the event loop to the thread that stores a large picture: small beside a part,
 # large beside the cost of waking a thread.
@@ -84,6 +86,8 @@ class Intake:
     ) -> None:
         """bucket: where pictures go. max_bytes: the largest picture accepted."""
         self.max_bytes = max_bytes
+        # Of pictures that are coming in; used on the event loop alone.
+        self.held_bytes = 0
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="upload")
         self.stream_threads = ThreadPoolExecutor(_STREAM_THREADS, thread_name_prefix="upload-stream")
         self._images = images
@@ -209,8 +213,11 @@ class Receiving:
                 "too_many_bytes",
                 f"The file is too large; at most {self._intake.max_bytes} bytes are accepted.",
             )
+        if self._intake.held_bytes + len(data) > _HELD_IN_ALL_BYTES:
+            raise Rejected("too_many_uploads", "Too many pictures are coming in; try again in a while.")
         self._pieces.append(data)
         self._held += len(data)
+        self._intake.held_bytes += len(data)
         if not self._is_known and self._held >= SNIFF_BYTES:
             # Before megabytes of something else are waited for.
             checked_media_type(b"".join(self._pieces)[:SNIFF_BYTES])
@@ -244,6 +251,7 @@ class Receiving:
             await self._stream.abandon()
 
     def _release(self) -> list[memoryview]:
+        self._intake.held_bytes -= self._held
         pieces, self._pieces, self._held = self._pieces, [], 0
         return pieces
 

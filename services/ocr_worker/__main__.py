@@ -106,7 +106,9 @@ def serve(settings: Settings) -> int:
         app = make_app(
             SERVICE,
             read,
-            submit=IngestApi(settings.ingest_url),
+            submit=IngestApi(
+                settings.ingest_url, settings.api_key.get_secret_value() if settings.api_key else None
+            ),
             images=PostgresImages(database),
             lag=lag,
             terms=Terms(

@@ -9,6 +9,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from ocr_worker.step import TASK
+from visionmesh.api_keys import client_headers
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.observability import tracing
 
@@ -16,6 +17,8 @@ SERVER: Final = "ingest_api"
 
 _TIMEOUT: Final = urllib3.Timeout(connect=2.0, read=60.0)
 _CONNECTIONS: Final = 8
+
+_KEY_REFUSED: Final = frozenset((401, 403, 429))
 
 
 class Submit(Protocol):
@@ -31,8 +34,10 @@ class Submit(Protocol):
 class IngestApi:
     """A `Submit` by `POST /upload`. For many threads at once."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
+        """key: an API key with the scope `upload`, where the mesh asks for one."""
         self._upload = f"{url.rstrip('/')}/upload"
+        self._headers = client_headers(key)
         self._pool = urllib3.PoolManager(maxsize=_CONNECTIONS, timeout=_TIMEOUT, retries=False)
 
     def __call__(self, data: bytes, trace: tracing.Trace | None) -> str:
@@ -41,14 +46,15 @@ class IngestApi:
                 "POST",
                 self._upload,
                 fields={"tasks": TASK, "file": ("document", data)},
-                headers={} if trace is None else {tracing.HEADER: str(trace)},
+                headers={**self._headers, **({} if trace is None else {tracing.HEADER: str(trace)})},
             )
         except HTTPError as error:
             raise Unavailable(SERVER, str(error) or type(error).__name__) from error
         answer = _object(response.data)
         if response.status < 300 and isinstance(answer.get("image_id"), str):
             return str(answer["image_id"])
-        if 400 <= response.status < 500 and "code" in answer:
+        # The document is not at fault when this service's own key is refused, or is used too often.
+        if 400 <= response.status < 500 and response.status not in _KEY_REFUSED and "code" in answer:
             raise Rejected(str(answer["code"]), str(answer.get("error", "")))
         raise Unavailable(SERVER, f"it answers {response.status}: {response.data[:200]!r}")
 

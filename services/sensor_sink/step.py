@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from visionmesh.contracts import SensorReading
+from visionmesh.contracts import VALUES, SensorReading
 from visionmesh.errors import Rejected
+from visionmesh.observability import metrics
 from visionmesh.sensors import SensorReadingRow
 from visionmesh.worker.step import Done, Step, Verdict
 
@@ -16,6 +18,9 @@ _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 # Clocks and time zones are wrong by hours. Later than this, a row would stay in nobody's sight for long.
 _AHEAD: Final = timedelta(days=1)
+
+# Whoever may publish names devices, and Prometheus keeps a series for each.
+_MOST_SENSORS: Final = 1000
 
 Now = Callable[[], datetime]
 
@@ -26,12 +31,41 @@ def make_step(now: Now = lambda: datetime.now(UTC)) -> Step[SensorReading]:
     However late a reading comes it is taken; one of a time that cannot be is a dead letter, from where it can
     be sent home when the cause is known.
     """
+    newest = _Newest()
 
     def step(messages: Sequence[SensorReading]) -> list[Verdict]:
         latest = now() + _AHEAD
-        return [_verdict(message, latest) for message in messages]
+        verdicts = [_verdict(message, latest) for message in messages]
+        newest.note(
+            message for message, verdict in zip(messages, verdicts, strict=True) if isinstance(verdict, Done)
+        )
+        return verdicts
 
     return step
+
+
+class _Newest:
+    """When each sensor of each device measured last: who stops measuring is told apart by it."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[str, str], float] = {}
+
+    def note(self, readings: Iterable[SensorReading]) -> None:
+        counts: Counter[str] = Counter()
+        found: dict[tuple[str, str], float] = {}
+        for reading in readings:
+            counts[reading.sensor] += 1
+            key = reading.device_id, reading.sensor
+            found[key] = max(found.get(key, 0.0), reading.captured_at.timestamp())
+        for key, seconds in found.items():
+            known = self._seconds.get(key)
+            if known is None and len(self._seconds) >= _MOST_SENSORS:
+                continue
+            # Readings of an outage come late, and a message may come twice.
+            self._seconds[key] = seconds = max(known or 0.0, seconds)
+            metrics.SENSOR_LAST_READING.labels(*key).set(seconds)
+        for sensor, count in counts.items():
+            metrics.SENSOR_READINGS.labels(sensor if sensor in VALUES else "other").inc(count)
 
 
 def _verdict(reading: SensorReading, latest: datetime) -> Verdict:

@@ -7,7 +7,7 @@ timeout, and from then on left alone until it answers again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from threading import Lock, Thread
 from typing import Any, Final, Protocol
 
@@ -29,6 +29,9 @@ _TIMEOUT_SECONDS: Final = 0.1
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 
+# In a look at all keys: less than a millisecond, in which the server does nothing else.
+_KEYS_AT_ONCE: Final = 1000
+
 _REASON_CHARACTERS: Final = 200
 
 
@@ -44,6 +47,9 @@ class Cache(Protocol):
     def put_many(self, values: Mapping[str, bytes]) -> None:
         """Keeps the values for as long as there is room."""
 
+    def forget(self, endings: Collection[str]) -> None:
+        """Drops every value whose key ends with a colon and one of these. Looks at all keys there are."""
+
 
 class NoCache:
     """The `Cache` of a mesh without one."""
@@ -52,6 +58,9 @@ class NoCache:
         return [None] * len(keys)
 
     def put_many(self, values: Mapping[str, bytes]) -> None:
+        pass
+
+    def forget(self, endings: Collection[str]) -> None:
         pass
 
 
@@ -108,12 +117,30 @@ class ValkeyCache:
         if self._call("put", lambda: self._client.mset(dict(values))) is None:
             self._errors.inc(len(values))
 
+    def forget(self, endings: Collection[str]) -> None:
+        if not endings:
+            return
+        cursor = self._forget_some(0, endings)
+        while cursor:
+            cursor = self._forget_some(cursor, endings)
+
     def ping(self) -> None:
         """For people who ask. Raises `Unavailable("cache", …)` when the server does not answer."""
         try:
             self._client.ping()
         except (ValkeyError, OSError) as error:
             raise Unavailable("cache", _reason(error)) from error
+
+    def _forget_some(self, cursor: int, endings: Collection[str]) -> int:
+        """One page of all keys; where the next begins, 0 after the last one and where none can be had."""
+        page = self._call("scan", lambda: self._client.scan(cursor, count=_KEYS_AT_ONCE))
+        if page is None:
+            return 0
+        following, keys = page
+        named = [key for key in keys if key.rpartition(b":")[2].decode(errors="replace") in endings]
+        if named:
+            self._call("delete", lambda: self._client.unlink(*named))
+        return int(following)
 
     def _call(self, operation: str, command: Callable[[], Any]) -> Any | None:
         """The answer to a command, or None when there is none."""

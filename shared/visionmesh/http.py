@@ -24,8 +24,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
+from visionmesh.access import Gate
 from visionmesh.errors import Rejected, Unavailable
-from visionmesh.observability import metrics, tracing
+from visionmesh.observability import metrics, spans, tracing
 from visionmesh.observability.health import Check, Readiness
 
 log = structlog.get_logger()
@@ -51,6 +52,7 @@ _STATUS: Final = {
     "bad_request": 400,
     "bad_resolution": 400,
     "bucket_not_allowed": 403,
+    "image_deleted": 410,
     "image_id_conflict": 409,
     "image_not_found": 404,
     "invalid_json": 400,
@@ -68,6 +70,8 @@ _STATUS: Final = {
     "too_many_pixels": 413,
     "too_many_readings": 400,
     "too_many_waiting": 429,
+    # None of the client's doing.
+    "too_many_uploads": 503,
     "truncated_body": 400,
     "too_many_pages": 413,
     "unknown_task": 400,
@@ -134,6 +138,8 @@ def create_app(
     app.add_exception_handler(Unavailable, _on_unavailable)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_middleware(Gate)
+    # Last, and so around it: what is refused is counted as well.
     app.add_middleware(_Shell, service=service, max_body_bytes=max_body_bytes)
     return app
 
@@ -273,6 +279,8 @@ class _Shell:
             scope = {**scope, "method": "GET"}
         status = 0
         started = time.perf_counter()
+        started_ns = spans.now_ns()
+        trace = _trace_of(scope)
 
         async def send_noting_status(message: Message) -> None:
             nonlocal status
@@ -280,7 +288,7 @@ class _Shell:
                 status = message["status"]
             await send(message)
 
-        with tracing.use(_trace_of(scope)):
+        with tracing.use(trace):
             try:
                 await self._answer(scope, receive, send_noting_status)
             except ClientDisconnect:
@@ -299,6 +307,8 @@ class _Shell:
                 route = _route_of(scope)
                 metrics.HTTP_REQUESTS.labels(self._service, route, str(status)).inc()
                 metrics.HTTP_SECONDS.labels(self._service, route).observe(time.perf_counter() - started)
+                if trace.sampled:
+                    spans.record(_span(scope, trace, route, status, started_ns))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = self._max_body_bytes
@@ -340,10 +350,29 @@ def _content_length(scope: Scope) -> int | None:
 
 
 def _trace_of(scope: Scope) -> tracing.Trace:
-    """A span of the client's trace; without one, a new trace that is not sampled."""
+    """A span of the client's trace; without one, a new trace. Probes and scrapes are not worth a sample."""
     text = _header(scope, b"traceparent")
     parent = tracing.Trace.parse(text) if text is not None else None
-    return parent.child() if parent is not None else tracing.Trace.new()
+    if parent is not None:
+        return parent.child()
+    return tracing.begin() if scope["method"] == "POST" else tracing.Trace.new()
+
+
+def _span(scope: Scope, trace: tracing.Trace, route: str, status: int, started_ns: int) -> spans.Span:
+    """Of a request that was answered. A status of 5xx is this service's fault, one of 4xx is not."""
+    return spans.Span(
+        f"{scope['method']} {route}",
+        "server",
+        trace,
+        started_ns,
+        spans.now_ns(),
+        {
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "http.response.status_code": status,
+        },
+        f"status {status}" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else None,
+    )
 
 
 def _route_of(scope: Scope) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from threading import Lock
 from typing import Any, Final, Protocol, cast
 
@@ -18,6 +19,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
+from pydantic import SecretStr
 
 from visionmesh.errors import Unavailable
 from visionmesh.settings import Settings, get_settings
@@ -43,6 +45,9 @@ _PING_SECONDS: Final = 2.0
 _LIBRARY_LOG: Final = logging.getLogger("librdkafka")
 _REPEAT_SECONDS: Final = 60.0
 _REMEMBERED_LINES: Final = 1000
+
+# Copies of a topic: as many as the broker is set to make of one, which differs from one node to three.
+_AS_THE_BROKER: Final = -1
 
 # How many batches a consumer has fetched ahead, per partition.
 _BATCHES_FETCHED: Final = 20
@@ -142,12 +147,45 @@ def client_config(settings: Settings) -> dict[str, Any]:
     """What every client of the mesh shares."""
     return {
         "bootstrap.servers": settings.kafka_bootstrap,
+        **_security_config(settings),
         "logger": _LIBRARY_LOG,
         # The broker is waited for; a line per refused connection would drown the log.
         "log.connection.close": False,
         "reconnect.backoff.max.ms": 1000,
         "socket.keepalive.enable": True,
     }
+
+
+def _security_config(settings: Settings) -> dict[str, Any]:
+    """What the settings say of TLS and SASL; librdkafka knows what is missing and says so itself."""
+    protocol = settings.kafka_security_protocol
+    if protocol == "plaintext":
+        return {}
+    config: dict[str, Any] = {"security.protocol": protocol}
+    if protocol.startswith("sasl"):
+        config |= {
+            "sasl.mechanism": settings.kafka_sasl_mechanism,
+            "sasl.username": settings.kafka_sasl_username,
+            "sasl.password": _clear(settings.kafka_sasl_password),
+        }
+    if protocol.endswith("ssl"):
+        config |= {
+            # Without it a certificate of anybody whom the authority knows would do.
+            "ssl.endpoint.identification.algorithm": "https",
+            "ssl.ca.location": _text(settings.kafka_tls_ca),
+            "ssl.certificate.location": _text(settings.kafka_tls_certificate),
+            "ssl.key.location": _text(settings.kafka_tls_key),
+            "ssl.key.password": _clear(settings.kafka_tls_key_password),
+        }
+    return {name: value for name, value in config.items() if value is not None}
+
+
+def _clear(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def consumer_config(settings: Settings, group: str, max_batch: int) -> dict[str, Any]:
@@ -373,7 +411,7 @@ def create_topics(settings: Settings, *, wait_seconds: float = 60.0) -> list[str
         NewTopic(
             topic.name,
             num_partitions=topic.partitions,
-            replication_factor=1,
+            replication_factor=_AS_THE_BROKER,
             config={
                 "retention.ms": str(topic.retention_ms),
                 "max.message.bytes": str(topic.max_message_bytes),
@@ -384,7 +422,7 @@ def create_topics(settings: Settings, *, wait_seconds: float = 60.0) -> list[str
         NewTopic(
             name,
             num_partitions=PARTITIONS,
-            replication_factor=1,
+            replication_factor=_AS_THE_BROKER,
             config={
                 "retention.ms": str(DEAD_LETTER_RETENTION_MS),
                 "max.message.bytes": str(DEAD_LETTER_MAX_BYTES),

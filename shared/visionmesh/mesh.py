@@ -3,6 +3,9 @@
 `Mesh` starts the replicas, restarts what crashes, knows the addresses and stops everything within a
 budget. It has no thread of its own: whoever holds it calls `tend` a few times a second. The servers
 around the services (Kafka, object store, Postgres) are the stack's business, not the supervisor's.
+
+While it runs it does what other processes ask of it (`visionmesh.orders`), one order after the other: more
+replicas or fewer, or every replica of a service anew without a moment in which none works.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
+from visionmesh import orders
 from visionmesh.settings import CLASSIFIER_PATTERN
 from visionmesh.stack import tether
 from visionmesh.stack.ports import free_port
@@ -88,6 +92,9 @@ _LONGEST_PAUSE_SECONDS: Final = 15.0
 # Above the services' own shutdown budget (`worker_shutdown_seconds`), so that they end by themselves.
 STOP_SECONDS: Final = 12.0
 
+# How long a replica may take to be ready before what asked for it is given up.
+READY_SECONDS: Final = 120.0
+
 _TEND_SECONDS: Final = 0.05
 _PROBE_SECONDS: Final = 2.0
 
@@ -145,12 +152,18 @@ def parse_scale(texts: list[str], services: Sequence[Service] = SERVICES) -> dic
             raise MeshError(f"There is no service {name!r} to scale; there are {', '.join(sorted(known))}.")
         if not count.isdecimal():
             raise MeshError(f"{text!r} is not understood; write for example --scale {name}=3.")
-        if int(count) > 1 and not known[name].scalable:
-            raise MeshError(
-                f"{name} stands for one device, of which there is one; start it on another device instead."
-            )
+        check_scale(known[name], int(count))
         scale[name] = int(count)
     return scale
+
+
+def check_scale(service: Service, replicas: int) -> None:
+    """Raises `MeshError` for more replicas than there may be of a service."""
+    if replicas > 1 and not service.scalable:
+        raise MeshError(
+            f"{service.name} stands for one device, of which there is one; start it on another device "
+            "instead."
+        )
 
 
 class Replica:
@@ -167,6 +180,7 @@ class Replica:
         self._started_at = 0.0
         self._start_again_at = 0.0
         self._pause = _FIRST_PAUSE_SECONDS
+        self._kill_at: float | None = None
 
     @property
     def name(self) -> str:
@@ -206,12 +220,15 @@ class Replica:
                 start_new_session=True,
             )
         self._started_at = time.monotonic()
+        self._kill_at = None
 
     def tend(self) -> int | None:
-        """Starts the process again when it ended and its pause is over.
+        """Starts the process again when it ended and its pause is over, unless it was asked to end.
 
         Returns the status of one that just ended.
         """
+        if self._kill_at is not None:
+            return None
         now = time.monotonic()
         if self._process is None:
             if now >= self._start_again_at:
@@ -229,9 +246,23 @@ class Replica:
         self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
         return status
 
-    def ask_to_stop(self) -> None:
+    def ask_to_stop(self, seconds: float = STOP_SECONDS) -> None:
+        """From now on it is not started again; `has_ended` kills what is left after `seconds`."""
+        self._kill_at = time.monotonic() + seconds
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
+
+    def has_ended(self) -> bool:
+        """Whether what was asked to stop has. Does not wait."""
+        assert self._kill_at is not None, "it was asked to stop"
+        if self._process is None:
+            return True
+        if self._process.poll() is None and time.monotonic() < self._kill_at:
+            return False
+        self._end_group()
+        self._process.wait()
+        self._process = None
+        return True
 
     def stop(self, seconds: float) -> bool:
         """Waits up to `seconds` for the end, then kills; whether it ended by itself."""
@@ -283,22 +314,31 @@ class Mesh:
     ) -> None:
         services = SERVICES if services is None else services
         self._connection: dict[str, str] = {}
+        self._environment: dict[str, str] = {}
         self._directory = directory
         self._report = report
+        self._ports = ports
+        self._services = {service.name: service for service in services}
+        self._leaving: list[Replica] = []
+        self._work: Iterator[None] = iter(())
+        self._order: orders.Given | None = None
         logs = directory / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        taken: set[int] = {service.port for service in services if service.port is not None}
         self.replicas: list[Replica] = []
         for service in services:
             for number in range(1, (scale or {}).get(service.name, 1) + 1):
-                if number == 1 and ports == "seed" and service.port is not None:
-                    port = service.port
-                    _refuse_taken(port, service.name)
-                else:
-                    port = _free_port(taken)
-                log = logs / f"{service.name}-{number}.log"
-                log.unlink(missing_ok=True)
-                self.replicas.append(Replica(service, number, port, log))
+                replica = self._new_replica(service, number)
+                replica.log.unlink(missing_ok=True)
+                self.replicas.append(replica)
+
+    def _new_replica(self, service: Service, number: int) -> Replica:
+        if number == 1 and self._ports == "seed" and service.port is not None:
+            port = service.port
+            _refuse_taken(port, service.name)
+        else:
+            published = {each.port for each in self._services.values() if each.port is not None}
+            port = _free_port(published | {replica.port for replica in [*self.replicas, *self._leaving]})
+        return Replica(service, number, port, self._directory / "logs" / f"{service.name}-{number}.log")
 
     @contextlib.contextmanager
     def started(self, environment: Mapping[str, str]) -> Iterator[None]:
@@ -309,10 +349,11 @@ class Mesh:
         self._connection = dict(environment)
         queue = {"EDGE_QUEUE_PATH": str(self._directory.resolve() / "edge" / "queue.db")}
         own = {"PYTHONUNBUFFERED": "1", **self._own_addresses()}
-        inherited = {**_EDGE, **queue, **os.environ, **environment, **own}
+        self._environment = {**_EDGE, **queue, **os.environ, **environment, **own}
+        orders.forget(self._directory)
         try:
             for replica in self.replicas:
-                replica.start(inherited)
+                replica.start(self._environment)
             self.tend()
             yield
         finally:
@@ -324,7 +365,9 @@ class Mesh:
         return {"MESH_INGEST_URL": intake[0]} if intake else {}
 
     def tend(self) -> None:
-        """Restarts what ended; to be called a few times a second. Keeps `running.json` true."""
+        """Restarts what ended and goes on with what was asked for; to be called a few times a second. Keeps
+        `running.json` true.
+        """
         for replica in self.replicas:
             status = replica.tend()
             if status is not None:
@@ -332,7 +375,105 @@ class Mesh:
                     f"{replica.name} ended {_describe(status)} and is started again; "
                     f"its log is {replica.log}:\n{replica.last_lines()}"
                 )
+        self._leaving = [replica for replica in self._leaving if not replica.has_ended()]
+        self._go_on()
         self._write_running()
+
+    def scale(self, name: str, replicas: int) -> Iterator[None]:
+        """Starts or ends replicas of a service until there are so many; a step for each call of `tend`.
+
+        The highest numbers go first. Raises `MeshError` for what can't be, at the first step.
+        """
+        service = self._service(name)
+        check_scale(service, replicas)
+        there = self._replicas_of(name)
+        for replica in there[replicas:]:
+            self._let_go(replica)
+        began = [self._begin(service, number) for number in range(len(there) + 1, replicas + 1)]
+        for replica in began:
+            yield from self._until_ready(replica)
+
+    def restart(self, name: str) -> Iterator[None]:
+        """Every replica of a service anew, one after the other, with one more of them meanwhile, so that
+        never fewer work than before; a step for each call of `tend`.
+
+        Of a device there is but one, which is away for as long as it takes. Raises `MeshError` at the first
+        new process that does not get ready; what has not had its turn by then goes on as it is, and the one
+        more stands in for who failed.
+        """
+        service = self._service(name)
+        there = self._replicas_of(name)
+        further = None
+        if service.scalable and there:
+            further = self._begin(service, len(there) + 1)
+            try:
+                yield from self._until_ready(further)
+            except MeshError:
+                self._let_go(further)
+                raise
+        for replica in there:
+            replica.ask_to_stop()
+            while not replica.has_ended():
+                yield
+            replica.start(self._environment)
+            yield from self._until_ready(replica)
+        if further is not None:
+            self._let_go(further)
+            while further in self._leaving:
+                yield
+
+    def _service(self, name: str) -> Service:
+        if name not in self._services:
+            raise MeshError(f"There is no service {name!r}; there are {', '.join(sorted(self._services))}.")
+        return self._services[name]
+
+    def _replicas_of(self, name: str) -> list[Replica]:
+        return [replica for replica in self.replicas if replica.service.name == name]
+
+    def _begin(self, service: Service, number: int) -> Replica:
+        replica = self._new_replica(service, number)
+        replica.start(self._environment)
+        self.replicas.append(replica)
+        return replica
+
+    def _let_go(self, replica: Replica) -> None:
+        replica.ask_to_stop()
+        self.replicas.remove(replica)
+        self._leaving.append(replica)
+
+    def _until_ready(self, replica: Replica) -> Iterator[None]:
+        deadline = time.monotonic() + READY_SECONDS
+        while (why := why_not_ready(replica.url)) is not None:
+            if time.monotonic() > deadline:
+                raise MeshError(
+                    f"{replica.name} is not ready after {READY_SECONDS:.0f} s: {why}\n{replica.last_lines()}"
+                )
+            yield
+        self._report(f"{replica.name} is ready: {replica.url}")
+
+    def _go_on(self) -> None:
+        """One step of the order in hand, or the next order."""
+        if self._order is None:
+            self._order = orders.next_given(self._directory)
+            if self._order is None:
+                return
+            order = self._order.order
+            self._report(f"asked for: {order.text}")
+            if isinstance(order, orders.Scale):
+                self._work = self.scale(order.service, order.replicas)
+            else:
+                self._work = self.restart(order.service)
+        try:
+            next(self._work)
+            return
+        except StopIteration:
+            # Who waits for the order reads there what came of it.
+            self._write_running()
+            self._order.done()
+        except MeshError as error:
+            self._report(str(error))
+            self._order.failed(str(error))
+        self._order = None
 
     def wait_until_ready(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
         """Returns when every replica answers `/ready` with 200, or when `stop` says so.
@@ -369,9 +510,10 @@ class Mesh:
     def stop(self, seconds: float = STOP_SECONDS) -> None:
         """Ends every process: SIGTERM to all at once, SIGKILL to what is left after `seconds`."""
         deadline = time.monotonic() + seconds
-        for replica in self.replicas:
+        ending = [*self.replicas, *self._leaving]
+        for replica in ending:
             replica.ask_to_stop()
-        for replica in self.replicas:
+        for replica in ending:
             if not replica.stop(max(0.0, deadline - time.monotonic())):
                 self._report(f"{replica.name} had not ended after {seconds:.0f} s and was killed.")
         running_file(self._directory).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from pathlib import Path
 from typing import Final, Protocol, Self, cast
 
 import visionmesh.lean_minio  # noqa: F401 - before anything else imports minio
@@ -76,6 +77,15 @@ class Stream:
     pieces: Generator[bytes, None, None]
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object as a listing tells of it. length: in bytes. modified_at: with a time zone."""
+
+    minio_path: str
+    length: int
+    modified_at: datetime
+
+
 class ObjectStore(Protocol):
     """Where pictures lie. Raises `Unavailable("object_store", …)` when the server is away or refuses us,
     and `Rejected` with code `bad_path` or `bucket_not_allowed` for a path that names nothing we serve.
@@ -101,6 +111,11 @@ class ObjectStore(Protocol):
 
     def delete(self, minio_path: str) -> None:
         """Removes the object, if it is there."""
+
+    def objects(self) -> Iterator[Listed]:
+        """Every object of the allowed buckets, in no order that a reader may count on. A bucket that does not
+        exist has none.
+        """
 
     def ensure_buckets(self) -> None:
         """Makes the allowed buckets that do not exist yet."""
@@ -154,8 +169,9 @@ class S3ObjectStore:
         secret_key: str,
         secure: bool,
         allowed_buckets: Collection[str],
+        tls_ca: Path | None = None,
     ) -> None:
-        """Opens nothing yet. `endpoint` is host:port."""
+        """Opens nothing yet. `endpoint` is host:port. tls_ca: PEM; the system's authorities when None."""
         self._allowed = tuple(allowed_buckets)
         self._client = _Client(
             endpoint,
@@ -167,6 +183,8 @@ class S3ObjectStore:
                 timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_SECONDS, read=READ_TIMEOUT_SECONDS),
                 maxsize=POOLED_CONNECTIONS,
                 retries=False,
+                cert_reqs="CERT_REQUIRED",
+                ca_certs=None if tls_ca is None else str(tls_ca),
             ),
         )
 
@@ -178,6 +196,7 @@ class S3ObjectStore:
             secret_key=settings.s3_secret_key.get_secret_value(),
             secure=settings.s3_secure,
             allowed_buckets={settings.s3_upload_bucket, *settings.s3_allowed_buckets},
+            tls_ca=settings.s3_tls_ca,
         )
 
     def get(self, minio_path: str, *, max_bytes: int) -> bytes:
@@ -240,6 +259,16 @@ class S3ObjectStore:
         bucket, key = split_path(minio_path, self._allowed)
         with _call("delete", minio_path):
             self._client.remove_object(bucket, key)
+
+    def objects(self) -> Iterator[Listed]:
+        for bucket in self._allowed:
+            with _outcomes("list", bucket):
+                if not self._client.bucket_exists(bucket):
+                    continue
+                for each in self._client.list_objects(bucket, recursive=True):
+                    # A folder, which only some servers list, has neither.
+                    if each.object_name is not None and each.last_modified is not None:
+                        yield Listed(f"{bucket}/{each.object_name}", each.size or 0, each.last_modified)
 
     def ensure_buckets(self) -> None:
         with _call("ensure_buckets"):

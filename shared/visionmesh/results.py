@@ -4,13 +4,15 @@ A row is a plain value; `ResultStore` writes many of them in one transaction. Ev
 idempotent upsert: the same rows written twice leave the same table. `Images` is the side of the upload
 endpoint: the pictures it took, its outbox, and what users read.
 
+What is written of an image that was deleted is dropped (`visionmesh.deletion`), whoever still worked on it.
+
 Beside the statements here, SQL lives only in `deploy/postgres/migrations`.
 """
 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
@@ -142,7 +144,12 @@ class ResultStore(Protocol):
         """Takes one `begin` back: nothing was tried, because a server was away."""
 
     def save(self, rows: Sequence[Row]) -> None:
-        """Writes all rows in one transaction; of two rows with one key the later one stays."""
+        """Writes all rows in one transaction; of two rows with one key the later one stays. Rows of an image
+        that was deleted are none.
+        """
+
+    def deleted(self, image_ids: Collection[str]) -> set[str]:
+        """Which of these images were deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +263,8 @@ class Images(Protocol):
 
     def add_image(self, row: ImageRow) -> AddedImage:
         """Stores a picture once. An `image_id` that is known with the same sha256 is answered with what
-        is stored; with another one it raises `Rejected("image_id_conflict", …)`.
+        is stored; with another one it raises `Rejected("image_id_conflict", …)`, and with that of a picture
+        that was deleted `Rejected("image_deleted", …)`.
         """
 
     def mark_published(self, image_ids: Iterable[str]) -> None:
@@ -415,10 +423,25 @@ class _Slices(Generic[R]):
             self.highs.append(high)
 
 
-_BEGIN: Final = """
+# Any number, the same in every version of this program.
+_DELETION_LOCK: Final = 7_346_100_522
+
+# A deletion waits for those who write, and those who begin to write afterwards see what was deleted: a
+# statement sees what is committed when it begins, so this one comes first. Writers don't wait for each other.
+BEFORE_WRITING: Final = f"SELECT pg_advisory_xact_lock_shared({_DELETION_LOCK})"
+BEFORE_DELETING: Final = f"SELECT pg_advisory_xact_lock({_DELETION_LOCK})"
+
+_NOT_DELETED: Final = """
+    WHERE NOT EXISTS (SELECT FROM deleted_images WHERE deleted_images.image_id = row.image_id)
+"""
+
+_DELETED: Final = "SELECT image_id FROM deleted_images WHERE image_id = ANY(%s)"
+
+_BEGIN: Final = f"""
     INSERT INTO task_outcomes AS stored (image_id, worker, state, attempt, started_at)
     SELECT image_id, %(worker)s, 'running', 1, now()
-    FROM unnest(%(image_ids)s) AS image_id
+    FROM unnest(%(image_ids)s) AS row (image_id)
+    {_NOT_DELETED}
     ON CONFLICT (image_id, worker) DO UPDATE SET
         state = 'running',
         attempt = CASE stored.state WHEN 'running' THEN stored.attempt + 1 ELSE 1 END,
@@ -440,19 +463,21 @@ _WITHDRAW: Final = """
     )
 """
 
-_SAVE_FEATURES: Final = """
+_SAVE_FEATURES: Final = f"""
     INSERT INTO image_features (image_id, descriptors, model)
     SELECT image_id, (%(flat)s)[low:high], model
     FROM unnest(%(image_ids)s, %(lows)s, %(highs)s, %(models)s)
         AS row (image_id, low, high, model)
+    {_NOT_DELETED}
     ON CONFLICT (image_id) DO UPDATE SET descriptors = excluded.descriptors, model = excluded.model
 """
 
-_SAVE_SHADOW_FEATURES: Final = """
+_SAVE_SHADOW_FEATURES: Final = f"""
     INSERT INTO shadow_features (image_id, model, descriptors, latency_ms)
     SELECT image_id, model, (%(flat)s)[low:high], latency_ms
     FROM unnest(%(image_ids)s, %(models)s, %(lows)s, %(highs)s, %(latencies)s)
         AS row (image_id, model, low, high, latency_ms)
+    {_NOT_DELETED}
     ON CONFLICT (image_id, model) DO UPDATE SET
         descriptors = excluded.descriptors, latency_ms = excluded.latency_ms
 """
@@ -475,6 +500,7 @@ def _save_predictions_into(table: str, key: str) -> str:
             image_id, classifier, label, confidence, labels_low, labels_high, low, high,
             model, model_version, latency_ms
         )
+        {_NOT_DELETED}
         ON CONFLICT ({key}) DO UPDATE SET
             label = excluded.label, confidence = excluded.confidence, labels = excluded.labels,
             probabilities = excluded.probabilities, model = excluded.model,
@@ -515,30 +541,33 @@ _SAVE_QR_CODES: Final = f"""
         rotation_angle integer, confidence double precision, processing_time_ms double precision,
         parts integer, sequence integer[]
     )
+    {_NOT_DELETED}
     ON CONFLICT (image_id, number) DO UPDATE SET
         {", ".join(f"{name} = excluded.{name}" for name in _QR_CODE_COLUMNS)}
 """
 
-_SAVE_DOCUMENTS: Final = """
+_SAVE_DOCUMENTS: Final = f"""
     INSERT INTO ocr_documents (image_id, text, lines, pages, language, engine, seconds, search)
     SELECT image_id, text, lines, pages, language, engine, seconds, search_vector(spanish, english)
     FROM jsonb_to_recordset(%(documents)s) AS row (
         image_id text, text text, lines jsonb, pages jsonb, language text, engine text, seconds jsonb,
         spanish text, english text
     )
+    {_NOT_DELETED}
     ON CONFLICT (image_id) DO UPDATE SET
         text = excluded.text, lines = excluded.lines, pages = excluded.pages, language = excluded.language,
         engine = excluded.engine, seconds = excluded.seconds, search = excluded.search
 """
 
 # An outcome that is written again keeps the time at which it first came about.
-_SAVE_OUTCOMES: Final = """
+_SAVE_OUTCOMES: Final = f"""
     INSERT INTO task_outcomes AS stored (image_id, worker, state, attempt, error, started_at, finished_at)
     SELECT
         image_id, worker, state, 1, error,
         CASE state WHEN 'running' THEN now() END, CASE WHEN state <> 'running' THEN now() END
     FROM unnest(%(image_ids)s, %(workers)s, %(states)s, %(errors)s)
         AS row (image_id, worker, state, error)
+    {_NOT_DELETED}
     ON CONFLICT (image_id, worker) DO UPDATE SET
         state = excluded.state, error = excluded.error,
         finished_at = CASE
@@ -562,7 +591,8 @@ class PostgresResultStore:
         return [attempts.get(image_id, 0) for image_id in image_ids]
 
     def begin(self, worker: str, image_ids: Sequence[str]) -> None:
-        with self._database.transaction() as connection:
+        with self._database.transaction() as connection, connection.pipeline():
+            connection.execute(BEFORE_WRITING)
             connection.execute(_BEGIN, {"worker": worker, "image_ids": texts(sorted(set(image_ids)))})
 
     def withdraw(self, worker: str, image_ids: Sequence[str]) -> None:
@@ -587,6 +617,7 @@ class PostgresResultStore:
         outcomes = [row for row in rows if isinstance(row, OutcomeRow)]
         # The pipeline saves waiting for the answer to each statement before sending the next.
         with self._database.transaction() as connection, connection.pipeline():
+            connection.execute(BEFORE_WRITING)
             # In the same order of tables everywhere, again so that two writers never deadlock.
             if features:
                 connection.execute(_SAVE_FEATURES, _features_parameters(features))
@@ -607,6 +638,11 @@ class PostgresResultStore:
                 connection.execute(_SAVE_DOCUMENTS, _documents_parameters(documents))
             if outcomes:
                 connection.execute(_SAVE_OUTCOMES, _outcomes_parameters(outcomes))
+
+    def deleted(self, image_ids: Collection[str]) -> set[str]:
+        with self._database.transaction() as connection:
+            rows = connection.execute(_DELETED, (list(image_ids),)).fetchall()
+        return {cast(str, image_id) for (image_id,) in rows}
 
 
 Column = TextColumn | RealColumn | IntegerColumn
@@ -723,7 +759,12 @@ _IMAGE_COLUMNS: Final = (
 # The update changes nothing; it is there because `DO NOTHING` would return no row for a known id.
 _ADD_IMAGE: Final = f"""
     INSERT INTO images (image_id, minio_path, sha256, bytes, media_type, width, height, tasks)
-    VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+    SELECT * FROM (
+        VALUES (
+            %s::text, %s::text, %s::text, %s::bigint, %s::text, %s::integer, %s::integer, %s::text[]
+        )
+    ) AS row (image_id)
+    {_NOT_DELETED}
     ON CONFLICT (image_id) DO UPDATE SET image_id = excluded.image_id
     RETURNING {_IMAGE_COLUMNS}, xmax = 0 AS created
 """
@@ -831,7 +872,8 @@ class PostgresImages:
 
     def add_image(self, row: ImageRow) -> AddedImage:
         tasks = None if row.tasks is None else list(row.tasks)
-        with self._database.transaction() as connection:
+        with self._database.transaction() as connection, connection.pipeline():
+            connection.execute(BEFORE_WRITING)
             stored = connection.execute(
                 _ADD_IMAGE,
                 (
@@ -839,7 +881,8 @@ class PostgresImages:
                     row.width, row.height, tasks,
                 ),
             ).fetchone()  # fmt: skip
-        assert stored is not None  # RETURNING after an upsert
+        if stored is None:
+            raise deleted_before(row.image_id)
         *columns, created = stored
         return added_or_conflict(AddedImage(_image(columns), bool(created)), row)
 
@@ -1012,6 +1055,13 @@ class _LockedRows:
 
     def published(self, image_ids: Iterable[str]) -> None:
         self._connection.execute(_MARK_PUBLISHED, (list(image_ids),))
+
+
+def deleted_before(image_id: str) -> Rejected:
+    """The rejection of a picture whose id stood for one that was deleted: results of that one may still be on
+    their way.
+    """
+    return Rejected("image_deleted", f"image_id {image_id} was deleted; give the picture another id")
 
 
 def added_or_conflict(added: AddedImage, asked: ImageRow) -> AddedImage:

@@ -6,13 +6,11 @@ SIGINT both finish what they have begun, within one budget; the same signal agai
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
-from http import HTTPStatus
 from threading import Event, Thread, Timer
 from types import FrameType
 from typing import Any, Final, Protocol
@@ -21,18 +19,19 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from visionmesh.access import Guard
+from visionmesh.api_keys import KeysError
 from visionmesh.errors import Unavailable
+from visionmesh.http_connection import BoundedConnection
+from visionmesh.observability import spans
 from visionmesh.observability.health import Check
 from visionmesh.settings import Settings, get_settings, problems
 
 log = structlog.get_logger()
 
 _BACKLOG: Final = 2048
-
-# The address and the headers of a request; browsers and proxies send a few kilobytes.
-_MAX_HEAD_BYTES: Final = 64 * 1024
+_MAX_WEBSOCKET_BYTES: Final = 64 * 1024
 
 # What a shell shows of a process that a signal ended.
 _SIGNALLED: Final = 128
@@ -94,6 +93,11 @@ def run_service(app: FastAPI, loop: Loop | None, *, port: int, settings: Setting
     """
     port = port if settings.http_port is None else settings.http_port
     try:
+        app.state.guard = Guard.from_settings(settings)
+    except KeysError as error:
+        log.error("cannot_start", reason=str(error))
+        return _WRONG_SETTINGS
+    try:
         listener = _listen(settings.http_host, port)
     except OSError as error:
         address = f"{settings.http_host}:{port}"
@@ -101,7 +105,8 @@ def run_service(app: FastAPI, loop: Loop | None, *, port: int, settings: Setting
             "cannot_listen", address=address, reason=error.strerror, hint="set MESH_HTTP_PORT to a free one"
         )
         return _ENDED_BADLY
-    return _Process(app, loop or _Idle(), listener, settings.worker_shutdown_seconds).run()
+    with spans.exported(app.title, settings):
+        return _Process(app, loop or _Idle(), listener, settings.worker_shutdown_seconds).run()
 
 
 class _Idle:
@@ -131,9 +136,11 @@ class _Process:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http=_BoundedHead,
+                http=BoundedConnection,
                 log_config=None,
                 access_log=False,
+                # Nobody says anything over a WebSocket here; they listen.
+                ws_max_size=_MAX_WEBSOCKET_BYTES,
                 server_header=False,
                 timeout_graceful_shutdown=max(1, int(shutdown_seconds) - 1),
             )
@@ -189,69 +196,6 @@ class _Process:
         log.error("shutdown_took_too_long", seconds=self._shutdown_seconds)
         sys.stderr.flush()
         os._exit(_ENDED_BADLY)
-
-
-class _BoundedHead(HttpToolsProtocol):
-    """Uvicorn's protocol with a limit on address, headers and trailers, which are otherwise held in memory
-    whatever their size: more of them are answered 431, and the connection is closed.
-
-    The parser reports a header when it is complete, so what it holds of an unfinished one is told by how
-    much it took since its last report.
-    """
-
-    _head_bytes = 0
-    _unreported_bytes = 0
-    _is_too_large = False
-
-    def data_received(self, data: bytes) -> None:
-        self._unreported_bytes += len(data)
-        super().data_received(data)
-        if self._unreported_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._is_too_large = True
-            self.send_400_response("")
-
-    def on_message_begin(self) -> None:
-        self._head_bytes = self._unreported_bytes = 0
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self._unreported_bytes = 0
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        self._unreported_bytes = 0
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self._unreported_bytes = 0
-        super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """Answers what is no request that can be handed on, in the shape of all errors."""
-        status, code = HTTPStatus.BAD_REQUEST, "bad_request"
-        if self._is_too_large:
-            status, code = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large"
-            msg = f"The headers of the request are too large: at most {_MAX_HEAD_BYTES} bytes are accepted."
-        body = json.dumps({"error": msg, "code": code}).encode()
-        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(STATUS_LINE[status] + head.encode() + body)
-        self.transport.close()
-
-    def _count(self, length: int) -> None:
-        self._unreported_bytes = 0
-        self._head_bytes += length
-        if self._head_bytes > _MAX_HEAD_BYTES:
-            self._is_too_large = True
-            # Ends the parsing; Uvicorn then asks for `send_400_response`.
-            raise ValueError("the headers are too large")
 
 
 def _listen(host: str, port: int) -> socket.socket:

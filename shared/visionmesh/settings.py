@@ -38,6 +38,22 @@ class Settings(BaseSettings):
 
     # Kafka
     kafka_bootstrap: str = Field(default="127.0.0.1:9092", description="host:port[,host:port] of the brokers")
+    kafka_security_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = Field(
+        default="plaintext", description="whether the brokers speak TLS (ssl), ask who we are (sasl), or both"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="SCRAM-SHA-512", description="how the password is shown to brokers that ask for one"
+    )
+    kafka_sasl_username: str | None = Field(default=None, description="user of such brokers")
+    kafka_sasl_password: SecretStr | None = Field(default=None, description="that user's password")
+    kafka_tls_ca: Path | None = Field(
+        default=None, description="PEM of who issued the brokers' certificates; the system's when absent"
+    )
+    kafka_tls_certificate: Path | None = Field(
+        default=None, description="PEM of our own certificate, for brokers that ask for one"
+    )
+    kafka_tls_key: Path | None = Field(default=None, description="PEM of its key")
+    kafka_tls_key_password: SecretStr | None = Field(default=None, description="password of that file")
     kafka_group_protocol: Literal["classic", "consumer"] = Field(
         default="classic", description="`consumer` is KIP-848, which the embedded stack needs"
     )
@@ -61,6 +77,9 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr = Field(default=SecretStr("minioadmin"), description="access key")
     s3_secret_key: SecretStr = Field(default=SecretStr("minioadmin"), description="secret key")
     s3_secure: bool = Field(default=False, description="TLS to the object store")
+    s3_tls_ca: Path | None = Field(
+        default=None, description="PEM of who issued its certificate; the usual ones when absent"
+    )
     s3_upload_bucket: str = Field(default="raw-images", description="where uploads go")
     s3_allowed_buckets: tuple[str, ...] = Field(
         default=("raw-images",), description="JSON list; a message that names another bucket is rejected"
@@ -68,7 +87,8 @@ class Settings(BaseSettings):
 
     # Database
     postgres_dsn: SecretStr = Field(
-        default=SecretStr("postgresql://mesh:mesh@127.0.0.1:5432/mesh"), description="libpq URL"
+        default=SecretStr("postgresql://mesh:mesh@127.0.0.1:5432/mesh"),
+        description="libpq URL; TLS by its sslmode=verify-full&sslrootcert=FILE",
     )
     postgres_pool_size: int = Field(default=4, ge=1, description="connections a process may open")
 
@@ -76,6 +96,24 @@ class Settings(BaseSettings):
     http_host: str = Field(default="127.0.0.1", description="address to listen on")
     http_port: int | None = Field(
         default=None, description="port to listen on; the service's own when absent"
+    )
+    publish_address: str | None = Field(
+        default=None,
+        description="address on which others reach this service, where that is not the one it listens on",
+    )
+    behind_gateway: bool = Field(
+        default=False,
+        description="others reach it through a proxy alone, which says for whom it asks (X-Forwarded-For); "
+        "who is not asked for is inside, and may see /ready and /metrics",
+    )
+    api_keys_file: Path | None = Field(
+        default=None, description="file of the API keys that are let in, which `mesh keys` writes"
+    )
+    require_api_keys: bool = Field(
+        default=False, description="ask for API keys on loopback as well, as it is done everywhere else"
+    )
+    api_key: SecretStr | None = Field(
+        default=None, description="the key that this process, or `mesh upload`, shows to the mesh's services"
     )
     upload_max_bytes: int = Field(default=64 * 1024 * 1024, ge=1, description="largest picture accepted")
     upload_max_files: int = Field(default=64, ge=1, description="most files in one upload request")
@@ -219,6 +257,13 @@ class Settings(BaseSettings):
         default="http://127.0.0.1:8001", description="where ingest-api listens, for POST /process"
     )
 
+    # Retention
+    image_retention_days: int = Field(
+        default=0,
+        ge=0,
+        description="pictures older than this are deleted, with all that was found in them; 0 keeps them",
+    )
+
     # Sensors
     sensor_retention_days: int = Field(
         default=30, ge=0, description="full days of readings that are kept besides today; 0 keeps all"
@@ -229,6 +274,18 @@ class Settings(BaseSettings):
         default="info", description="least level logged"
     )
     log_format: Literal["json", "console"] = Field(default="json", description="`console` is for people")
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="http://host:4318 of an OpenTelemetry collector that gets the spans of sampled traces; "
+        "none are sent when absent",
+    )
+    trace_sample_ratio: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="what part of the uploads and readings is traced from end to end, where spans are sent; "
+        "a client's own traceparent decides for its request",
+    )
 
     @field_validator("s3_allowed_buckets", "extra_classifiers", mode="before")
     @classmethod
@@ -344,6 +401,9 @@ class EdgeSettings(BaseSettings):
     camera_interval_seconds: float = Field(default=1.0, gt=0, description="from one picture to the next")
     upload_url: str | None = Field(
         default=None, description="http://host:port of ingest-api; without it no picture is uploaded"
+    )
+    upload_key: SecretStr | None = Field(
+        default=None, description="API key for that, with the scope `upload`, where the mesh asks for one"
     )
     upload_interval_seconds: float = Field(
         default=60.0, gt=0, description="a picture is uploaded at least this often"

@@ -7,7 +7,7 @@ take them; nobody waits for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from queue import Full, Queue
 from threading import Thread
@@ -94,6 +94,9 @@ class ShadowsApart:
             self._queue.put_nowait(unseen)
         except Full:
             self._failures.note(f"{_WAITING} batches wait to be stored already")
+
+    def deleted(self, image_ids: Collection[str]) -> set[str]:
+        return self._answers.deleted(image_ids)
 
     def close(self, seconds: float) -> None:
         """Stores what waits, if that takes no longer than `seconds`."""

@@ -34,6 +34,8 @@ from minio import Minio
 from PIL import Image, ImageDraw
 from websockets.sync.client import connect
 
+from promql import asked
+from visionmesh.accounts import ACCOUNTS
 from visionmesh.topics import CLASSIFIERS, IMAGES
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
@@ -42,7 +44,14 @@ ROOT: Final = Path(__file__).parents[2]
 ADDRESS: Final = os.environ.get("MESH_PUBLISH_ADDRESS", "127.0.0.1")
 FOR_PEOPLE_ONLY: Final = ("grafana", "kafka-ui")
 REPLICAS: Final = 3
-SECRETS: Final = ("MINIO_ROOT_PASSWORD", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "GRAFANA_ADMIN_PASSWORD")
+SECRETS: Final = (
+    "MINIO_ROOT_PASSWORD",
+    "POSTGRES_PASSWORD",
+    "REDIS_PASSWORD",
+    "GRAFANA_ADMIN_PASSWORD",
+    "GRAFANA_POSTGRES_PASSWORD",
+    *(account.variable for account in ACCOUNTS),
+)
 PORTS: Final = (
     "KAFKA_PORT",
     "MINIO_PORT",
@@ -425,22 +434,28 @@ def test_containers_run_locked_down(mesh: Mesh) -> None:
     assert "Read-only" in denied.stderr
 
 
-def test_every_panel_of_the_dashboard_shows_data(mesh: Mesh) -> None:
-    dashboard = json.loads((ROOT / "deploy/grafana/dashboards/overview.json").read_text())
+def test_every_panel_of_every_dashboard_shows_data(mesh: Mesh) -> None:
     silent = []
-    for panel in dashboard["panels"]:
-        for target in panel.get("targets", []):
-            query = target["expr"].replace("$__rate_interval", "10m").replace("$worker", ".*")
-            values = [float(series["value"][1]) for series in mesh.prometheus(query)]
-            if not any(math.isfinite(value) for value in values):
-                silent.append(f"{panel['title']}: {query}")
+    boards = {
+        file.stem: json.loads(file.read_text())
+        for file in (ROOT / "deploy/grafana/dashboards").glob("*.json")
+    }
+    for name, board in boards.items():
+        for panel in board["panels"]:
+            for target in panel.get("targets", []):
+                if "expr" not in target:
+                    continue
+                query = asked(target["expr"])
+                values = [float(series["value"][1]) for series in mesh.prometheus(query)]
+                if not any(math.isfinite(value) for value in values):
+                    silent.append(f"{name}, {panel['title']}: {query}")
     assert not silent
     (shown,) = (
         panel
-        for panel in dashboard["panels"]
+        for panel in boards["overview"]["panels"]
         if panel["title"] == "Dead letters, 1 h" and panel["type"] == "stat"
     )
-    (dead,) = mesh.prometheus(shown["targets"][0]["expr"].replace("$worker", ".*"))
+    (dead,) = mesh.prometheus(asked(shown["targets"][0]["expr"]))
     assert float(dead["value"][1]) == 3, "the missing object, though one of its workers was killed since"
 
 

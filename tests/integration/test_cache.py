@@ -136,6 +136,20 @@ def test_a_value_of_another_length_is_none(subject: Subject) -> None:
     assert found == [None, None, None, b"1234"]
 
 
+def test_what_is_to_be_forgotten_is_found_among_many(subject: Subject) -> None:
+    digests = [f"{number:064x}" for number in range(3000)]
+    subject.cache.put_many({f"descriptors:m@1:0123:{digest}": b"1234" for digest in digests})
+    subject.cache.put_many({f"descriptors:m@2:4567:{digests[7]}": b"1234", digests[8]: b"1234"})
+    subject.cache.forget({digests[7], digests[8]})
+    subject.cache.forget(())
+
+    def kept(*keys: str) -> list[bool]:
+        return [value is not None for value in subject.cache.get_many(keys, length=4)]
+
+    assert kept(f"descriptors:m@1:0123:{digests[7]}", f"descriptors:m@2:4567:{digests[7]}") == [False, False]
+    assert kept(f"descriptors:m@1:0123:{digests[8]}", f"descriptors:m@1:0123:{digests[9]}") == [False, True]
+
+
 def test_any_bytes_come_back_as_they_were(subject: Subject) -> None:
     value = bytes(range(256))
     subject.cache.put_many({"a": value})

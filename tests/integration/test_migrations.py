@@ -17,9 +17,6 @@ import pytest
 from visionmesh.database import MIGRATIONS, Database, migrate
 from visionmesh.errors import Unavailable
 from visionmesh.results import (
-    FeaturesRow,
-    ImageRow,
-    OutcomeRow,
     PostgresImages,
     PostgresResultStore,
     PredictionRow,
@@ -32,7 +29,19 @@ from visionmesh.stack import Stack
 FIRST_TABLES = {"images", "image_features", "predictions", "task_outcomes"}
 TABLES = FIRST_TABLES | {
     "shadow_features", "shadow_predictions", "qr_codes", "ocr_documents", "sensor_readings",
+    "deleted_images",
 }  # fmt: skip
+
+
+WRITTEN_BY_THE_FIRST_VERSION = """
+    INSERT INTO images (image_id, minio_path, sha256, bytes, media_type)
+        VALUES ('a', 'raw-images/a.jpg', 'aa', 1, 'image/jpeg');
+    INSERT INTO image_features (image_id, descriptors, model) VALUES ('a', '{0.5}', 'e@1');
+    INSERT INTO predictions (
+        image_id, classifier, label, confidence, labels, probabilities, model, model_version, latency_ms
+    ) VALUES ('a', 'fast', 'cat', 0.9, '{cat, dog}', '{0.9, 0.1}', 'm', '1', 0.1);
+    INSERT INTO task_outcomes (image_id, worker, state, attempt) VALUES ('a', 'w', 'done', 1);
+"""
 
 
 def rows_of(dsn: str, names: set[str]) -> dict[str, list[tuple[Any, ...]]]:
@@ -97,17 +106,21 @@ def test_an_upgrade_keeps_what_an_earlier_version_wrote(
         earlier.setattr("visionmesh.database.MIGRATIONS", first)
         migrate(bare_dsn)
     assert tables(bare_dsn) == {*FIRST_TABLES, "alembic_version"}
+    with psycopg.connect(bare_dsn) as connection:
+        connection.execute(WRITTEN_BY_THE_FIRST_VERSION)
+    before = rows_of(bare_dsn, FIRST_TABLES)
     with Database(bare_dsn) as database:
         store = PostgresResultStore(database)
-        PostgresImages(database).add_image(ImageRow("a", "raw-images/a.jpg", "aa", 1, "image/jpeg"))
-        prediction = PredictionRow("a", "fast", "cat", 0.9, ("cat", "dog"), (0.9, 0.1), "m", "1", 0.1)
-        store.save([FeaturesRow("a", (0.5,), "e@1"), prediction, OutcomeRow("a", "w", "done")])
-        before = rows_of(bare_dsn, FIRST_TABLES)
-        with pytest.raises(Unavailable, match="shadow_features"):
-            store.save([ShadowFeaturesRow("a", (0.5,), "e@2", 0.1)])
+        prediction = PredictionRow("b", "fast", "cat", 0.9, ("cat", "dog"), (0.9, 0.1), "m", "1", 0.1)
+        # A service that is newer than the schema waits for it.
+        with pytest.raises(Unavailable, match="deleted_images"):
+            store.save([prediction])
         migrate(bare_dsn)
-        store.save([ShadowFeaturesRow("a", (0.5,), "e@2", 0.1)])
-        store.save([QrCodesRow("a", ())])
+        assert rows_of(bare_dsn, FIRST_TABLES) == before
+        found = PostgresImages(database).results("a")
+        assert found is not None
+        assert [each.label for each in found.predictions] == ["cat"]
+        store.save([ShadowFeaturesRow("a", (0.5,), "e@2", 0.1), QrCodesRow("a", ())])
     assert rows_of(bare_dsn, FIRST_TABLES) == before
     assert tables(bare_dsn) == {*TABLES, "alembic_version"}
 

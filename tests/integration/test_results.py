@@ -43,7 +43,7 @@ from visionmesh.testing.results import MemoryImages, MemoryResultStore, MemorySh
 LABELS = ("cat", "dog", "ship")
 SHADOW_TABLES = ("shadow_features", "shadow_predictions")
 RESULT_TABLES = ("image_features", "predictions", "qr_codes", "ocr_documents", "task_outcomes")
-TABLES = ("images", *RESULT_TABLES, *SHADOW_TABLES)
+TABLES = ("images", "deleted_images", *RESULT_TABLES, *SHADOW_TABLES)
 
 
 @dataclass

@@ -26,6 +26,7 @@ from visionmesh.kafka import (
     open_consumer,
     partition_offsets,
 )
+from visionmesh.observability import tracing
 from visionmesh.results import FeaturesRow
 from visionmesh.settings import Settings
 from visionmesh.stack import Stack
@@ -37,6 +38,7 @@ from visionmesh.worker.loop import Worker
 from visionmesh.worker.step import Done, Outgoing, Skipped, Step, Verdict
 
 DEADLINE = 20.0
+TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def eventually(holds: Callable[[], bool], what: str) -> None:
@@ -167,7 +169,7 @@ class Mesh:
 
     def put_raw(self, *records: tuple[bytes | None, bytes | None]) -> None:
         assert not self.cluster.publisher.publish(
-            [Record(self.topic.name, key, value, (("traceparent", b"00-a-b-01"),)) for key, value in records]
+            [Record(self.topic.name, key, value, (("traceparent", TRACE),)) for key, value in records]
         )
 
     def start(self, step: Step[ImageUploaded], **options: Any) -> Worker[ImageUploaded]:
@@ -236,7 +238,9 @@ def test_stores_publishes_and_commits_everything(mesh: Mesh) -> None:
     assert {row.image_id for row in mesh.store.features()} == set(ids(300))
     published = mesh.cluster.records(mesh.out.name)
     assert Counter(record.key for record in published) == Counter(i.encode() for i in ids(300))
-    assert all(("traceparent", b"00-a-b-01") in record.headers for record in published)
+    traces = [tracing.from_headers(record.headers) for record in published]  # type: ignore[arg-type]
+    assert {trace.trace_id for trace in traces if trace} == {TRACE.decode().split("-")[1]}
+    assert len({trace.span_id for trace in traces if trace}) == 300, "a span each"
     assert not mesh.cluster.records(mesh.dlq)
 
 
@@ -292,6 +296,18 @@ def test_verdicts_end_in_their_states(mesh: Mesh) -> None:
     (letter,) = mesh.letters()
     assert (letter["x-error-code"], letter["x-attempts"]) == ("empty_file", "1")
     assert "x-traceback" not in letter
+
+
+def test_a_picture_that_was_deleted_meanwhile_is_no_failure(mesh: Mesh) -> None:
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        return [Rejected("object_not_found", f"{value.minio_path} does not exist") for value in batch]
+
+    mesh.store.delete(["deleted"])
+    mesh.put("deleted", "lost")
+    mesh.start(step)
+    eventually(lambda: mesh.finished(1), "one outcome")
+    assert mesh.states() == {"lost": "failed"}
+    assert len(mesh.letters()) == 1
 
 
 def test_a_bug_costs_only_the_guilty_message(mesh: Mesh) -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from classifier.step import Shadow, make_step
@@ -121,6 +122,17 @@ def test_what_is_stored() -> None:
     assert found == row("cat", "cat", found.latency_ms)
     assert round(found.latency_ms, 6) == 10
     assert verdict.messages == ()
+
+
+def test_answers_are_counted_by_label_and_confidence_and_those_of_a_shadow_are_not() -> None:
+    def count(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(name, labels) or 0.0
+
+    make_step("counted", source(), shadow=Shadow("counted", source()))(MIXED)
+    assert count("mesh_predictions_total", classifier="counted", label="cat") == 2
+    assert count("mesh_predictions_total", classifier="counted", label="dog") == 1
+    assert count("mesh_prediction_confidence_count", classifier="counted") == 3
+    assert count("mesh_prediction_confidence_bucket", classifier="counted", le="0.7") == 0
 
 
 def test_each_message_gets_its_own_label_and_its_share_of_the_time() -> None:

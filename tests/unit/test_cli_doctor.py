@@ -14,7 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from visionmesh import mesh as supervisor
-from visionmesh.cli import app
+from visionmesh import scalers
+from visionmesh.cli import app, prerequisites
+from visionmesh.cli.prerequisites import Prerequisite
 from visionmesh.settings import get_settings
 from visionmesh.stack.valkey import ValkeyServer
 from visionmesh.topics import PARTITIONS
@@ -31,6 +33,10 @@ def _restored() -> Iterator[None]:
 def _all_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of the package, `doctor` is the command.
     monkeypatch.setattr(sys.modules["visionmesh.cli.doctor"], "_servers", lambda _: [])
+    monkeypatch.setattr(prerequisites, "docker", lambda: Prerequisite("docker", "29.0, compose 5.0"))
+    monkeypatch.setattr(prerequisites, "memory", lambda: Prerequisite("memory", "16 GB in all"))
+    monkeypatch.setattr(prerequisites, "disk", lambda _: Prerequisite("disk", "100 GB free"))
+    monkeypatch.setattr(scalers.ComposeReplicas, "replicas", lambda _: {})
     monkeypatch.setattr(supervisor, "why_not_ready", lambda _: None)
 
 
@@ -102,3 +108,101 @@ def test_a_cache_whose_address_cannot_be_understood_is_a_fault(tmp_path: Path) -
     assert status == 1
     assert "do: correct MESH_CACHE_URL" in output
     assert "secret" not in output
+
+
+def findings(directory: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The exit status and the findings of a mesh that does not run in a folder, by name."""
+    get_settings.cache_clear()
+    result = CliRunner().invoke(app, ["doctor", "--json", "--directory", str(directory)])
+    get_settings.cache_clear()
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+    return result.exit_code, {one["name"]: one for one in map(json.loads, result.stdout.splitlines())}
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The usual folder, in which nothing runs."""
+    for name in ("visionmesh.cli.console", "visionmesh.cli.doctor"):
+        monkeypatch.setattr(sys.modules[name], "DIRECTORY", tmp_path)
+    return tmp_path
+
+
+LITTLE = Prerequisite("memory", "4.0 GB in all", "less than 8 GB", "more of it")
+
+
+def test_too_little_memory_is_a_fault_where_containers_are_to_run(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prerequisites, "memory", lambda: LITTLE)
+    status, found = findings(elsewhere)
+    assert status == 1
+    assert (found["memory"]["problem"], found["memory"]["advice"]) == ("less than 8 GB", "more of it")
+    assert found["docker"]["problem"] is found["disk"]["problem"] is None
+
+
+def test_too_little_memory_is_a_note_where_no_containers_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prerequisites, "memory", lambda: LITTLE)
+    status, output = look(tmp_path, {})
+    assert status == 0
+    assert "note   memory: 4.0 GB in all\n       less than 8 GB; for containers: more of it" in output
+
+
+def test_more_containers_than_partitions_are_a_finding(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"classifier-fast": PARTITIONS + 1, "ocr-worker": PARTITIONS, "ingest-api": PARTITIONS + 1}
+    monkeypatch.setattr(scalers.ComposeReplicas, "replicas", lambda _: there)
+    status, found = findings(elsewhere)
+    assert status == 1
+    assert [name for name in found if name.startswith("scale of")] == ["scale of classifier-fast"]
+
+
+# The machine itself
+
+
+def test_memory_and_disk_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert prerequisites.memory().found.endswith("GB in all")
+    assert prerequisites.disk(tmp_path / "not" / "there").name == f"disk of {tmp_path}"
+    monkeypatch.setattr(prerequisites, "MEMORY_BYTES", 2**62)
+    monkeypatch.setattr(prerequisites, "DISK_BYTES", 2**62)
+    for found in (prerequisites.memory(), prerequisites.disk(tmp_path)):
+        assert found.lack is not None
+        assert found.advice is not None
+
+
+def test_a_container_has_the_memory_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(prerequisites, "_CGROUP_LIMIT", limit)
+    limit.write_text("1000000000\n")
+    assert prerequisites.memory().found == "1.0 GB in all"
+    limit.write_text("max\n")
+    assert prerequisites.memory().found != "1.0 GB in all"
+
+
+@pytest.mark.parametrize(
+    ("program", "lack"),
+    [
+        (None, "there is no `docker` command"),
+        ("echo 29.0", None),
+        ("echo Cannot connect to the Docker daemon >&2; exit 1", "Cannot connect to the Docker daemon"),
+        ('test "$1" = version && echo 29.0 || { echo no such command >&2; exit 1; }', "the compose plugin"),
+    ],
+)
+def test_docker_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str | None, lack: str | None
+) -> None:
+    monkeypatch.undo()
+    if program is not None:
+        command = tmp_path / "docker"
+        command.write_text(f"#!/bin/sh\n{program}\n")
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = prerequisites.docker()
+    if lack is None:
+        assert (found.found, found.lack) == ("29.0, compose 29.0", None)
+    else:
+        assert lack in str(found.lack)

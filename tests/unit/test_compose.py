@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -14,10 +13,12 @@ from unittest import mock
 
 import pytest
 import yaml
-from prometheus_client import REGISTRY
 
 from qr_decoder.__main__ import QREADER_BYTES
-from visionmesh.observability import metrics
+from visionmesh.accounts import ACCOUNTS
+from visionmesh.api_keys import KeyRing, Scope
+from visionmesh.cli.keys import FILE as KEYS_FILE
+from visionmesh.publishing import TLS
 from visionmesh.settings import EdgeSettings, Settings
 from visionmesh.topics import CLASSIFIERS, PARTITIONS
 
@@ -26,9 +27,8 @@ TEXT: Final = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: Final[dict[str, Any]] = yaml.safe_load(TEXT)
 SERVICES: Final[dict[str, dict[str, Any]]] = COMPOSE["services"]
 DOCKERFILE: Final = (ROOT / "Dockerfile").read_text()
-DASHBOARD: Final[dict[str, Any]] = json.loads((ROOT / "deploy/grafana/dashboards/overview.json").read_text())
 
-ONE_SHOT: Final = {"migrate", "topics", "minio-volume", "mlflow-prepare"}
+ONE_SHOT: Final = {"migrate", "reader-role", "topics", "minio-volume", "mlflow-prepare", "publishing"}
 # Built here, and not of the mesh.
 FOREIGN: Final = {"mlflow"}
 # The seeds' ports.
@@ -114,6 +114,34 @@ def test_only_the_gateway_can_be_opened_to_other_machines(name: str) -> None:
         assert "ports" not in SERVICES[name], "a published port allows one replica only"
 
 
+def test_whoever_is_published_asks_for_keys() -> None:
+    published = "${MESH_PUBLISH_ADDRESS:-127.0.0.1}"
+    for name in (*HTTP_PORTS, *INNER_PORTS, "publishing"):
+        environment = SERVICES[name]["environment"]
+        assert environment["MESH_PUBLISH_ADDRESS"] == published, "it could not know"
+        assert name == "publishing" or environment["MESH_BEHIND_GATEWAY"] == "true"
+        folder, file = environment["MESH_API_KEYS_FILE"].rsplit("/", 1)
+        assert f"./keys:{folder}:ro" in SERVICES[name]["volumes"], (
+            "one file that is replaced is not seen again"
+        )
+        assert file == KEYS_FILE.name
+    assert KEYS_FILE.parent == ROOT / "keys"
+    gateway = SERVICES["gateway"]
+    assert gateway["depends_on"]["publishing"] == {"condition": "service_completed_successfully"}
+    assert SERVICES["publishing"]["command"] == ["python", "-m", "visionmesh.publishing"]
+    for name, variable in (("ocr-worker", "MESH_API_KEY"), ("edge-publisher", "EDGE_UPLOAD_KEY")):
+        assert SERVICES[name]["environment"][variable] == "${MESH_UPLOAD_KEY:-}"
+
+
+def test_the_gateway_has_a_snippet_for_every_way_of_tls() -> None:
+    caddyfile = (ROOT / "deploy/gateway/Caddyfile").read_text()
+    assert set(re.findall(r"^\(tls-(\w+)\)", caddyfile, flags=re.MULTILINE)) == set(TLS)
+    environment = SERVICES["gateway"]["environment"]
+    assert (environment["MESH_TLS"], environment["MESH_DOMAIN"]) == ("${MESH_TLS:-off}", "${MESH_DOMAIN:-}")
+    asked = SERVICES["publishing"]["environment"]
+    assert (asked["GATEWAY_TLS"], asked["GATEWAY_DOMAIN"]) == ("${MESH_TLS:-off}", "${MESH_DOMAIN:-}")
+
+
 def test_the_seeds_ports_are_published() -> None:
     gateway = {int(port.rsplit(":", 1)[1]) for port in SERVICES["gateway"]["ports"]}
     assert gateway == set(HTTP_PORTS.values())
@@ -123,7 +151,8 @@ def test_the_seeds_ports_are_published() -> None:
 
 def test_the_gateway_balances_every_service_on_its_port() -> None:
     caddyfile = (ROOT / "deploy/gateway/Caddyfile").read_text()
-    sites = re.findall(r"^:(\d+) \{\n\timport balance (\S+) (\d+)\n\}", caddyfile, flags=re.MULTILINE)
+    site = r"^\{\$MESH_DOMAIN\}:(\d+) \{\n\timport tls-\{\$MESH_TLS:off\}\n\timport balance (\S+) (\d+)\n\}"
+    sites = re.findall(site, caddyfile, flags=re.MULTILINE)
     assert {name: int(port) for _, name, port in sites} == HTTP_PORTS
     assert all(outside == inside for outside, _, inside in sites)
     for setting in ("admin off", "lb_policy least_conn", "dynamic a", "flush_interval -1"):
@@ -149,7 +178,10 @@ def test_every_classifier_of_the_topic_table_runs_within_the_seeds_limits() -> N
     for name in CLASSIFIERS:
         assert f"classifier-{SERVICES[name]['environment']['MESH_CLASSIFIER']}" == name
         assert SERVICES[name]["deploy"]["resources"]["limits"] == {"cpus": "0.5", "memory": "512M"}
-    assert SERVICES["feature-extractor"]["deploy"]["resources"]["limits"] == {"cpus": "2", "memory": "2G"}
+    assert SERVICES["feature-extractor"]["deploy"]["resources"]["limits"] == {
+        "cpus": "2",
+        "memory": "${EXTRACTOR_MEMORY:-2G}",
+    }
 
 
 def test_every_environment_variable_of_the_mesh_is_a_setting() -> None:
@@ -195,6 +227,25 @@ def test_the_extractor_starts_with_the_cache_and_without_it() -> None:
     assert "--maxmemory-policy allkeys-lru" in " ".join(SERVICES["redis"]["command"])
 
 
+def test_each_service_has_its_own_account_and_nobody_else_s() -> None:
+    accounts = {account.name: account for account in ACCOUNTS}
+    for name in (*HTTP_PORTS, *INNER_PORTS):
+        environment = SERVICES[name]["environment"]
+        account = accounts.get("classifier" if name in CLASSIFIERS else name)
+        passwords = set(re.findall(r"\$\{(\w*PASSWORD):", " ".join(map(str, environment.values()))))
+        assert passwords - {"REDIS_PASSWORD"} == (set() if account is None else {account.variable})
+        if account is None:
+            continue
+        assert environment["MESH_POSTGRES_DSN"].startswith(f"postgresql://{account.name}:${{")
+        if account.objects == "none":
+            assert "MESH_S3_ACCESS_KEY" not in environment
+        else:
+            assert environment["MESH_S3_ACCESS_KEY"] == account.name
+    for name, server in (("migrate", "postgres"), ("topics", "s3")):
+        assert f"python -m visionmesh.accounts {server}" in SERVICES[name]["command"][-1]
+        assert {account.variable for account in ACCOUNTS} <= set(SERVICES[name]["environment"])
+
+
 def test_no_secret_stands_in_the_file() -> None:
     for name, service in SERVICES.items():
         for variable, value in service.get("environment", {}).items():
@@ -213,9 +264,29 @@ def test_make_env_writes_every_secret_that_compose_asks_for(tmp_path: Path) -> N
     assert wanted <= set(written)
     assert all(written[name] for name in wanted)
     # They travel inside URLs.
-    for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD"):
+    for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD", *(account.variable for account in ACCOUNTS)):
         assert re.fullmatch(r"[A-Za-z0-9_-]+", written[name])
     assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
+    # What it wrote once stays, and what is missing is added.
+    (tmp_path / ".env").write_text("POSTGRES_PASSWORD=mine\n")
+    subprocess.run(["make", "--silent", "-C", str(tmp_path), "env"], check=True, capture_output=True)
+    again = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().split())
+    assert again["POSTGRES_PASSWORD"] == "mine"
+    assert set(again) == set(written)
+
+
+def test_make_env_lets_its_own_keys_in(tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    subprocess.run(["make", "--silent", "-C", str(tmp_path), "env"], check=True, capture_output=True)
+    written = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().split())
+    ring = KeyRing(tmp_path / "keys" / "api-keys.json")
+    operator, services = ring.find(written["MESH_API_KEY"]), ring.find(written["MESH_UPLOAD_KEY"])
+    assert operator is not None
+    assert set(operator.scopes) == set(Scope)
+    assert services is not None
+    assert set(services.scopes) == {Scope.UPLOAD}
 
 
 def test_each_image_installs_one_lock_and_ships_its_own_service_only() -> None:
@@ -381,87 +452,3 @@ def test_compose_reads_the_files(files: list[str], more: set[str], tmp_path: Pat
         pytest.skip("docker compose is not installed")
     assert ended.returncode == 0, ended.stderr
     assert set(ended.stdout.split()) == SERVICES.keys() | more
-
-
-# Grafana -------------------------------------------------------------------------------------------------
-
-PANELS: Final[list[dict[str, Any]]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-every_panel = pytest.mark.parametrize("panel", PANELS, ids=[f"{p['id']}-{p['title']}" for p in PANELS])
-
-# Words of PromQL that stand where a metric could.
-_PROMQL: Final = {
-    *("count", "histogram_quantile", "increase", "last_over_time", "max", "rate", "sum", "vector"),
-    *("offset", "or", "unless"),
-}
-
-
-def exposed_names() -> set[str]:
-    """Every series name that `visionmesh.observability.metrics` can expose."""
-    assert metrics.CONSUMED
-    return {
-        f"{family.name}{suffix}"
-        for family in REGISTRY.collect()
-        if family.name.startswith("mesh_")
-        for suffix in {
-            "counter": ["_total"],
-            "gauge": [""],
-            "histogram": ["_bucket", "_sum", "_count"],
-            "info": ["_info"],
-        }[family.type]
-    }
-
-
-@every_panel
-def test_a_panel_says_what_it_shows_and_in_what_unit(panel: dict[str, Any]) -> None:
-    assert panel["title"]
-    assert len(panel["description"]) > 20
-    assert panel["fieldConfig"]["defaults"]["unit"]
-    assert panel["targets"]
-    assert all(target["datasource"]["uid"] == "prometheus" for target in panel["targets"])
-
-
-@every_panel
-def test_a_panel_asks_for_metrics_that_exist(panel: dict[str, Any]) -> None:
-    for target in panel["targets"]:
-        expression = re.sub(r"\{[^}]*\}|\[[^]]*\]|\bby ?\([^)]*\)|\b\d+[smh]\b", " ", target["expr"])
-        used = set(re.findall(r"[a-z_][a-z0-9_]*", expression)) - _PROMQL
-        assert used, target["expr"]
-        assert used <= exposed_names(), target["expr"]
-
-
-def test_everything_that_is_counted_is_on_a_panel() -> None:
-    asked = " ".join(target["expr"] for panel in PANELS for target in panel["targets"])
-    shown = set(re.findall(r"mesh_\w+", asked))
-    assert {name for name in exposed_names() if name.endswith("_total")} <= shown
-
-
-@every_panel
-def test_counters_are_shown_by_what_they_gain(panel: dict[str, Any]) -> None:
-    for target in panel["targets"]:
-        for function in re.findall(r"(\w*)\(mesh_\w+_(?:total|bucket|sum|count)\b", target["expr"]):
-            assert function in ("rate", "increase", "last_over_time"), target["expr"]
-
-
-def test_panels_do_not_overlap_and_stay_on_the_grid() -> None:
-    boxes = [(panel["title"], panel["gridPos"]) for panel in DASHBOARD["panels"]]
-    assert all(box["x"] >= 0 and box["x"] + box["w"] <= 24 and box["h"] > 0 for _, box in boxes)
-    for (one, a), (other, b) in itertools.combinations(boxes, 2):
-        apart = (
-            a["x"] + a["w"] <= b["x"]
-            or b["x"] + b["w"] <= a["x"]
-            or a["y"] + a["h"] <= b["y"]
-            or b["y"] + b["h"] <= a["y"]
-        )
-        assert apart, f"{one} lies over {other}"
-    identities = [panel["id"] for panel in DASHBOARD["panels"]]
-    assert len(identities) == len(set(identities))
-
-
-def test_grafana_finds_its_data_source_and_its_dashboards() -> None:
-    provisioning = ROOT / "deploy/grafana/provisioning"
-    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())["datasources"]
-    assert (source["uid"], source["url"]) == ("prometheus", "http://prometheus:9090")
-    (provider,) = yaml.safe_load((provisioning / "dashboards/visionmesh.yaml").read_text())["providers"]
-    assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in SERVICES["grafana"]["volumes"]
-    scrape = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["global"]
-    assert source["jsonData"]["timeInterval"] == scrape["scrape_interval"]

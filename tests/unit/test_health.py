@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from threading import Event, active_count
 
+from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
 from visionmesh.errors import Unavailable
@@ -108,3 +109,9 @@ def test_ready_when_the_worker_is() -> None:
         "waits": Finding(False, "database: refused"),
         "stops": Finding(False, "worker: the worker is stopping"),
     }
+
+
+def test_what_a_check_found_is_a_metric() -> None:
+    asyncio.run(Readiness({"told-well": lambda: None, "told-away": away}).findings())
+    assert REGISTRY.get_sample_value("mesh_check_ready", {"check": "told-well"}) == 1
+    assert REGISTRY.get_sample_value("mesh_check_ready", {"check": "told-away"}) == 0

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import structlog
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings
 
+from visionmesh.api_keys import Scope, new_key
 from visionmesh.observability import logs, tracing
-from visionmesh.settings import Settings
+from visionmesh.settings import EdgeSettings, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +116,38 @@ def test_secrets_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr().err
     assert "hunter2" not in captured
     assert "postgresql://mesh:***@db:5432/mesh" in captured
+
+
+def test_api_keys_are_not_logged_wherever_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("test", Settings())
+    key, kept = new_key("camera", [Scope.UPLOAD])
+    made_by_make_env = "mesh_" + "0123456789abcdef" * 4
+    log = structlog.get_logger()
+    log.info("refused", reason=f"{key} is no key", headers=f"Authorization: Bearer {key}")
+    log.info("connecting", address=f"ws://mesh/ws?key={made_by_make_env}")
+    logging.getLogger("library").warning("sent X-API-Key: %s and Basic bWVzaDpodW50ZXIy", key)
+    log.info("known", client=kept.name, service_name="mesh_feature_extractor")
+    captured = capsys.readouterr().err
+    assert key not in captured
+    assert made_by_make_env not in captured
+    assert "bWVzaDpodW50ZXIy" not in captured
+    assert '"client": "camera"' in captured
+    assert "mesh_feature_extractor" in captured
+
+
+@pytest.mark.parametrize("kind", [Settings, EdgeSettings])
+def test_every_secret_of_the_settings_hides_itself(kind: type[BaseSettings]) -> None:
+    """By its name, or because it is an address with a password in it."""
+    named = re.compile(r"password|secret|(?<!tls)_key$|access_key|dsn|cache_url|mqtt_url")
+    for name, field in kind.model_fields.items():
+        hides = SecretStr in (field.annotation, *get_args(field.annotation))
+        assert hides is bool(named.search(name)), name
+    known: Any = {
+        name: SecretStr("hunter2") for name, field in kind.model_fields.items() if "Secret" in str(field)
+    }
+    settings = kind(**known)
+    for text in (repr(settings), str(settings), settings.model_dump_json()):
+        assert "hunter2" not in text
 
 
 def test_values_that_json_has_not_are_written_as_text(capsys: pytest.CaptureFixture[str]) -> None:

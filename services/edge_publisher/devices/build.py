@@ -96,13 +96,14 @@ class _Builder:
 
         settings = self._settings
         camera = self._camera()
+        key = None if settings.upload_key is None else settings.upload_key.get_secret_value()
         return Imx477(
             settings.device_id,
             camera if self._record is None else RecordingCamera(camera, self._record),
             workers=settings.camera_workers,
             cache_seconds=settings.camera_cache_seconds,
             interval_seconds=settings.camera_interval_seconds,
-            uploader=None if settings.upload_url is None else partial(Uploader, settings.upload_url),
+            uploader=None if settings.upload_url is None else partial(Uploader, settings.upload_url, key=key),
             upload_interval_seconds=settings.upload_interval_seconds,
             upload_change=settings.upload_change,
         )

@@ -10,6 +10,7 @@ import httpx
 import structlog
 
 from edge_publisher.devices.protocol import DeviceState
+from visionmesh.api_keys import client_headers
 
 log = structlog.get_logger()
 
@@ -20,19 +21,30 @@ _TIMEOUT: Final = httpx.Timeout(10.0, write=60.0)
 _FIRST_DELAY_SECONDS: Final = 0.5
 _LONGEST_DELAY_SECONDS: Final = 30.0
 
-# Answers that another attempt may change: the client was too slow, or came too soon or too often.
-_AGAIN: Final = frozenset((408, 425, 429))
+# Answers that another attempt may change: the client was too slow, or came too soon or too often, or its key
+# has yet to be let in.
+_AGAIN: Final = frozenset((401, 403, 408, 425, 429))
 
 
 class Uploader:
     """Uploads what it is offered, in the background. Counts `uploads` and `uploads_dropped` in the state."""
 
-    def __init__(self, url: str, state: DeviceState, *, transport: httpx.AsyncBaseTransport | None = None):
+    def __init__(
+        self,
+        url: str,
+        state: DeviceState,
+        *,
+        key: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """key: an API key with the scope `upload`, where the mesh asks for one."""
         self._state = state
         self._waiting: deque[tuple[str, bytes]] = deque()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._client = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT, transport=transport)
+        self._client = httpx.AsyncClient(
+            base_url=url, headers=client_headers(key), timeout=_TIMEOUT, transport=transport
+        )
         state.count("uploads", 0)
         state.count("uploads_dropped", 0)
 

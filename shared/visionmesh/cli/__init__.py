@@ -12,7 +12,8 @@ import sys
 import typer
 from pydantic import ValidationError
 
-from visionmesh.cli import dlq, edge, models, topics
+from visionmesh.cli import dlq, edge, keys, models, topics
+from visionmesh.cli.backup import backup, restore
 from visionmesh.cli.bench import bench
 from visionmesh.cli.classify import classify
 from visionmesh.cli.console import complain
@@ -20,6 +21,8 @@ from visionmesh.cli.doctor import doctor
 from visionmesh.cli.ocr import ocr
 from visionmesh.cli.profile import profile
 from visionmesh.cli.qr import qr
+from visionmesh.cli.reconcile import reconcile
+from visionmesh.cli.scale import autoscale, restart, scale
 from visionmesh.cli.settings import settings
 from visionmesh.cli.up import demo, up
 from visionmesh.cli.upload import upload
@@ -34,6 +37,9 @@ app = typer.Typer(
 )
 app.command("up")(up)
 app.command("demo")(demo)
+app.command("scale")(scale)
+app.command("restart")(restart)
+app.command("autoscale")(autoscale)
 app.command("upload")(upload)
 app.command("classify")(classify)
 app.command("qr")(qr)
@@ -42,6 +48,10 @@ app.add_typer(topics.app, name="topics")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(models.app, name="models")
 app.add_typer(edge.app, name="edge")
+app.add_typer(keys.app, name="keys")
+app.command("reconcile")(reconcile)
+app.command("backup")(backup)
+app.command("restore")(restore)
 app.command("doctor")(doctor)
 app.command("settings")(settings)
 app.command("profile")(profile)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
@@ -65,6 +66,15 @@ def ingest_url(directory: Path) -> str:
         if replica["service"] == "ingest-api":
             return str(replica["url"])
     return INGEST_URL
+
+
+def api_key_headers() -> Mapping[str, str]:
+    """How this user's API key is shown to a mesh that asks for one."""
+    from visionmesh.api_keys import client_headers
+    from visionmesh.settings import get_settings
+
+    key = get_settings().api_key
+    return client_headers(None if key is None else key.get_secret_value())
 
 
 def _expected(directory: Path) -> dict[str, Any] | None:

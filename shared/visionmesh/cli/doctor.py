@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,12 +33,13 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per finding.")] = False,
     directory: Directory = DIRECTORY,
 ) -> None:
-    """Look at every server and service; the exit status is 1 when anything is wrong."""
+    """Look at the machine, every server and service; the exit status is 1 when anything is wrong."""
     connect(directory)
     from visionmesh.settings import get_settings
 
     state = running(directory)
     findings = [
+        *_prerequisites(directory.resolve(), containers=state is None),
         *_servers(get_settings()),
         _cache(get_settings()),
         *_services(state, directory),
@@ -48,6 +49,22 @@ def doctor(
         sys.stdout.write((json.dumps(asdict(finding)) if as_json else _for_people(finding)) + "\n")
     if any(finding.problem for finding in findings):
         raise SystemExit(1)
+
+
+def _prerequisites(directory: Path, *, containers: bool) -> Iterator[Finding]:
+    """What the walk-through asks of a machine.
+
+    containers: whether the mesh is to run in these. `mesh up` needs no Docker, and less of the rest.
+    """
+    from visionmesh.cli.prerequisites import disk, docker, memory
+
+    for found in (docker(), memory(), disk(directory)):
+        if found.lack is None:
+            yield Finding(found.name, found.found)
+        elif containers:
+            yield Finding(found.name, found.found, found.lack, found.advice)
+        else:
+            yield Finding(found.name, found.found, note=f"{found.lack}; for containers: {found.advice}")
 
 
 def _servers(settings: Settings) -> Iterator[Finding]:
@@ -144,9 +161,10 @@ def _services(state: dict[str, Any] | None, directory: Path) -> Iterator[Finding
 
 
 def _capacity(state: dict[str, Any] | None) -> Iterator[Finding]:
+    """More replicas than have work, of the mesh that runs in a folder or in containers."""
     from visionmesh.topics import PARTITIONS
 
-    counts = Counter(one["service"] for one in (state or {"replicas": []})["replicas"])
+    counts = _containers() if state is None else Counter(one["service"] for one in state["replicas"])
     for service, count in counts.items():
         if count > PARTITIONS and service != "ingest-api":
             yield Finding(
@@ -155,6 +173,17 @@ def _capacity(state: dict[str, Any] | None) -> Iterator[Finding]:
                 f"only {PARTITIONS} have work: a topic has {PARTITIONS} partitions",
                 f"--scale {service}={PARTITIONS} at most",
             )
+
+
+def _containers() -> Mapping[str, int]:
+    from visionmesh.autoscale import ScaleError
+    from visionmesh.scalers import ComposeReplicas
+
+    try:
+        return ComposeReplicas().replicas()
+    # That Docker does not answer, or has no such containers, is told elsewhere.
+    except ScaleError:
+        return {}
 
 
 def _for_people(finding: Finding) -> str:

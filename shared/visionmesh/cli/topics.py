@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import typer
@@ -69,7 +70,10 @@ def create(directory: Directory = DIRECTORY) -> None:
 
 @app.command("tail")
 def tail(
-    topic: Annotated[str, typer.Argument(help="Name of a topic.")],
+    topics: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TOPIC...]", help="Every topic and its dead letters when none is named."),
+    ] = None,
     beginning: Annotated[bool, typer.Option("--from-beginning", help="Also what is there already.")] = False,
     limit: Annotated[int | None, typer.Option(help="End after so many messages.")] = None,
     directory: Directory = DIRECTORY,
@@ -81,16 +85,23 @@ def tail(
     from visionmesh.errors import Unavailable
     from visionmesh.kafka import client_config
     from visionmesh.settings import get_settings
+    from visionmesh.topics import TOPICS, dead_letter_topics
 
-    config = client_config(get_settings())
+    settings = get_settings()
+    named = topics or [*(topic.name for topic in TOPICS), *dead_letter_topics(settings.extra_classifiers)]
     # The client demands a group; nothing is ever committed for it.
-    consumer = Consumer(config | {"group.id": "mesh-topics-tail", "enable.auto.commit": False})
+    consumer = Consumer(
+        client_config(settings) | {"group.id": "mesh-topics-tail", "enable.auto.commit": False}
+    )
     try:
-        metadata = consumer.list_topics(topic, timeout=_SECONDS).topics[topic]
-        if metadata.error is not None:
-            fail(f"There is no topic {topic!r}; `mesh topics` lists them.")
         start = OFFSET_BEGINNING if beginning else OFFSET_END
-        consumer.assign([TopicPartition(topic, number, start) for number in metadata.partitions])
+        places = []
+        for topic in named:
+            metadata = consumer.list_topics(topic, timeout=_SECONDS).topics[topic]
+            if metadata.error is not None:
+                fail(f"There is no topic {topic!r}; `mesh topics` lists them.")
+            places += [TopicPartition(topic, number, start) for number in metadata.partitions]
+        consumer.assign(places)
         seen = 0
         while limit is None or seen < limit:
             message = consumer.poll(0.5)
@@ -109,15 +120,33 @@ def tail(
 
 
 def _line(message: Any) -> dict[str, Any]:
+    """time: when it was written, by its producer. value: as an object where it is one."""
     line: dict[str, Any] = {
+        "topic": message.topic(),
         "partition": message.partition(),
         "offset": message.offset(),
+        "time": _time(message),
         "key": _text(message.key()),
-        "value": _text(message.value()),
+        "value": _value(message.value()),
     }
     if message.headers():
         line["headers"] = {name: _text(value) for name, value in message.headers()}
     return line
+
+
+def _time(message: Any) -> str | None:
+    _, milliseconds = message.timestamp()
+    if milliseconds <= 0:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _value(value: bytes | None) -> Any:
+    """A message of the mesh as JSON; of anything else, which dead letters may be, the text."""
+    try:
+        return None if value is None else json.loads(value)
+    except (ValueError, RecursionError):
+        return _text(value)
 
 
 def _text(value: bytes | str | None) -> str | None:

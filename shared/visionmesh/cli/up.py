@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from visionmesh.cli.console import DIRECTORY, Directory, complain, fail
+from visionmesh.cli.console import DIRECTORY, Directory, api_key_headers, complain, fail
 from visionmesh.settings import ROOT
 
 if TYPE_CHECKING:
@@ -138,7 +138,9 @@ def _until_signalled() -> Iterator[Callable[[], bool]]:
 def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
     """Everything up and ready; everything down at the end."""
     from visionmesh import database, kafka, object_store
-    from visionmesh.mesh import Mesh, MeshError, extra_classifiers, parse_scale, parse_services
+    from visionmesh.access import Guard
+    from visionmesh.api_keys import KeysError
+    from visionmesh.mesh import HOST, Mesh, MeshError, extra_classifiers, parse_scale, parse_services
     from visionmesh.model_store import ModelError
     from visionmesh.settings import get_settings
     from visionmesh.stack import StackError, open_stack
@@ -148,6 +150,8 @@ def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
     directory.mkdir(parents=True, exist_ok=True)
     try:
         services = parse_services(plan.classifiers, plan.shadows)
+        # Before each service refuses to start by itself, again and again. They listen on loopback.
+        Guard.from_settings(get_settings().model_copy(update={"http_host": HOST}))
         _check_models(services)
         _check_spaces(services)
         replicas = parse_scale(plan.scale, services)
@@ -179,7 +183,7 @@ def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
             with mesh.started(environment):
                 mesh.wait_until_ready(_READY_SECONDS, stopped)
                 yield mesh
-    except (MeshError, ModelError, StackError) as error:
+    except (KeysError, MeshError, ModelError, StackError) as error:
         fail(str(error))
 
 
@@ -285,7 +289,7 @@ def _show_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], bool]) 
     ]
     table = Table("picture", *names, "agreed", "QR codes", "upload to labels")
     complete = True
-    with httpx.Client(base_url=mesh.url_of("ingest-api"), timeout=10) as client:
+    with httpx.Client(base_url=mesh.url_of("ingest-api"), headers=api_key_headers(), timeout=10) as client:
         for sample in samples:
             if stopped():
                 break

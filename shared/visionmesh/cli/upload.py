@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from visionmesh.cli.console import DIRECTORY, Directory, fail, ingest_url
+from visionmesh.cli.console import DIRECTORY, Directory, api_key_headers, fail, ingest_url
 from visionmesh.cli.pictures import Paths, error_of, pictures_of
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Uploads under way at once: enough to hide the round trips, few enough for one small server.
 _PARALLEL: Final = 4
 _POLL_SECONDS: Final = 0.05
+_TOO_MANY: Final = 429
 
 
 def upload(
@@ -54,7 +55,9 @@ def upload(
     failed = False
     try:
         with (
-            httpx.Client(base_url=base, timeout=httpx.Timeout(30, write=300)) as client,
+            httpx.Client(
+                base_url=base, headers=api_key_headers(), timeout=httpx.Timeout(30, write=300)
+            ) as client,
             ThreadPoolExecutor(_PARALLEL) as pool,
             Progress(console=Console(stderr=True), transient=True) as progress,
         ):
@@ -93,7 +96,11 @@ def _answer(response: httpx.Response) -> dict[str, Any]:
 def _wait(client: httpx.Client, image_id: str, seconds: float) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while True:
-        found = _answer(client.get(f"/predictions/{image_id}"))
+        response = client.get(f"/predictions/{image_id}")
+        if response.status_code == _TOO_MANY and time.monotonic() < deadline:
+            time.sleep(float(response.headers.get("retry-after", 1)))
+            continue
+        found = _answer(response)
         if found.get("status") != "processing" or time.monotonic() > deadline:
             return _became(found)
         time.sleep(_POLL_SECONDS)

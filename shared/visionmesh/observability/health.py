@@ -15,6 +15,7 @@ from threading import Lock, Thread
 from typing import Any, Final
 
 from visionmesh.errors import Unavailable
+from visionmesh.observability import metrics
 from visionmesh.observability.logs import without_passwords
 
 # Returns what is worth knowing (anything that JSON has, or None); raises to say that it is not ready.
@@ -72,6 +73,8 @@ class Readiness:
             else Finding(False, f"no answer within {self._deadline_seconds:g} s")
             for name, future in futures.items()
         }
+        for name, finding in self._cached.items():
+            metrics.READY.labels(name).set(finding.ready)
         self._cached_at = time.monotonic()
         return self._cached
 

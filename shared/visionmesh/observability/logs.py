@@ -22,6 +22,9 @@ from visionmesh.settings import Settings
 # Libraries put addresses into their messages, and an address may hold a password.
 _PASSWORD_IN_URL: Final = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]+(?=@)")
 _PASSWORD_IN_DSN: Final = re.compile(r"(?i)(password\s*=\s*)('[^']*'|[^\s']+)")
+# API keys of the mesh (`visionmesh.api_keys`), which are told apart by their beginning, and others' tokens.
+_API_KEY: Final = re.compile(r"\bmesh_[A-Za-z0-9_-]{32,}")
+_TOKEN: Final = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/._~=-]{8,}")
 _SECRET_NAMES: Final = re.compile(r"(?i)password|secret|token|authorization|api_?key|access_?key")
 _HIDDEN: Final = "***"
 
@@ -119,7 +122,8 @@ def _hide(fields: MutableMapping[str, Any]) -> None:
 
 
 def without_passwords(text: str) -> str:
-    """`text` with the passwords of addresses and connection strings replaced."""
+    """`text` with the passwords of addresses and connection strings, keys and tokens replaced."""
     if "@" in text:
         text = _PASSWORD_IN_URL.sub(rf"\1:{_HIDDEN}", text)
+    text = _TOKEN.sub(rf"\1 {_HIDDEN}", _API_KEY.sub(_HIDDEN, text))
     return _PASSWORD_IN_DSN.sub(rf"\1{_HIDDEN}", text)

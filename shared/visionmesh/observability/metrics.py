@@ -1,13 +1,16 @@
 """The closed list of metrics. A metric that is not here does not exist.
 
 Names follow Prometheus: base units, `_total` for counters. Labels are few and bounded: never an image id.
+`docs/metrics.md` is made of this file (`python -m visionmesh.observability.reference`).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram, Info
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
+
+from visionmesh.observability.process import ProcessFamily
 
 # From a no-op step to a picture that meets its deadline; the seeds' 15, 25, 45 and 50 ms are boundaries.
 _SECONDS: Final = (
@@ -15,12 +18,19 @@ _SECONDS: Final = (
     1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
 _BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+# The upper half is where answers are, and where a threshold would be set.
+_CONFIDENCE: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 # Worker
 CONSUMED: Final = Counter("mesh_messages_consumed_total", "Messages taken from a topic.", ["worker", "topic"])
 FINISHED: Final = Counter(
     "mesh_messages_finished_total", "Messages brought to an end, by outcome (done, skipped, failed).",
     ["worker", "outcome"],
+)  # fmt: skip
+PUBLISHED: Final = Counter(
+    "mesh_messages_published_total",
+    "Messages that came of others and were put on a topic, without dead letters.",
+    ["worker", "topic"],
 )  # fmt: skip
 DEAD_LETTERS: Final = Counter(
     "mesh_dead_letters_total", "Messages put on a dead-letter topic, by reason.", ["worker", "code"]
@@ -46,6 +56,30 @@ AGE_SECONDS: Final = Histogram(
     "mesh_message_age_seconds", "Age of a batch's oldest message when its results were stored and published.",
     ["worker"], buckets=_SECONDS,
 )  # fmt: skip
+END_TO_END_SECONDS: Final = Histogram(
+    "mesh_end_to_end_seconds",
+    "From the upload of a picture until the worker's result was stored, of pictures whose id tells the time "
+    "(those that the mesh gave).",
+    ["worker"], buckets=_SECONDS,
+)  # fmt: skip
+PREDICTIONS: Final = Counter(
+    "mesh_predictions_total", "Pictures of the stream that were classified, by label.",
+    ["classifier", "label"],
+)  # fmt: skip
+CONFIDENCE: Final = Histogram(
+    "mesh_prediction_confidence", "Confidence of the answers to the stream, 0 to 1.",
+    ["classifier"], buckets=_CONFIDENCE,
+)  # fmt: skip
+
+# Groups, as every replica of ingest-api sees them: the same values from each
+GROUP_LAG: Final = Gauge(
+    "mesh_group_lag_messages", "Messages that a consumer group has not finished.", ["group", "topic"]
+)
+GROUP_LAG_SECONDS: Final = Gauge(
+    "mesh_group_lag_seconds",
+    "Age of the oldest message that a consumer group has not finished; 0 without one.",
+    ["group", "topic"],
+)  # fmt: skip
 
 # Ingest
 UPLOADS: Final = Counter(
@@ -59,6 +93,9 @@ OUTBOX_PENDING: Final = Gauge("mesh_outbox_pending", "Uploads stored and not yet
 HTTP_REQUESTS: Final = Counter("mesh_http_requests_total", "HTTP requests.", ["service", "route", "status"])
 HTTP_SECONDS: Final = Histogram(
     "mesh_http_seconds", "Time to answer an HTTP request.", ["service", "route"], buckets=_SECONDS
+)
+READY: Final = Gauge(
+    "mesh_check_ready", "1 while what a check of /ready asks for answers, 0 while it does not.", ["check"]
 )
 OBJECT_STORE_SECONDS: Final = Histogram(
     "mesh_object_store_seconds", "Time of one object-store call.", ["operation"], buckets=_SECONDS
@@ -115,6 +152,15 @@ SHADOW_FAILURES: Final = Counter(
 )
 
 # Sensors
+SENSOR_READINGS: Final = Counter(
+    "mesh_sensor_readings_total", "Readings that were stored, by kind of sensor.", ["sensor"]
+)
+SENSOR_LAST_READING: Final = Gauge(
+    "mesh_sensor_last_reading_timestamp_seconds",
+    "When the newest reading of a device's sensor was made, by the device's clock, in UNIX seconds. Of the "
+    "first 1000 that a sink meets; the largest of all sinks counts.",
+    ["device_id", "sensor"],
+)  # fmt: skip
 SENSOR_PARTITIONS_DROPPED: Final = Counter(
     "mesh_sensor_partitions_dropped_total", "Days of readings that were dropped when retention ended."
 )
@@ -158,3 +204,15 @@ EDGE_LIVE_CLIENTS: Final = Gauge("mesh_edge_live_clients", "Clients of the live 
 EDGE_LIVE_DROPPED: Final = Counter(
     "mesh_edge_live_clients_dropped_total", "Clients of the live readings that were too slow."
 )
+
+# The process and its children, read when Prometheus asks
+REGISTRY.register(ProcessFamily())
+
+# What else may be asked of Prometheus: of its own and of the servers around the services.
+FOREIGN: Final = {
+    "ALERTS": "1 for each alert of `deploy/prometheus/alerts.yml` that is pending or fires.",
+    "up": "1 while Prometheus reaches a replica.",
+    "process_start_time_seconds": "When a process started, in UNIX seconds; another value is a restart.",
+    "minio_cluster_capacity_usable_free_bytes": "What the object store has left of its disk.",
+    "minio_cluster_capacity_usable_total_bytes": "What the object store has of its disk.",
+}

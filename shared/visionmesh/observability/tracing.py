@@ -1,13 +1,15 @@
 """W3C trace context: which request a line of the log, a record or a row goes back to.
 
 Every request has a trace, so that its log lines can be found together. Only a sampled one travels on with
-the records it causes: a `traceparent` header costs 33 bytes a record.
+the records it causes: a `traceparent` header costs 33 bytes a record. It is sampled when the client says so,
+or by chance where spans are sent (`spans`).
 
 Format: https://www.w3.org/TR/trace-context/#traceparent-header
 """
 
 from __future__ import annotations
 
+import random
 import re
 import secrets
 from collections.abc import Iterable, Iterator
@@ -28,11 +30,12 @@ _SAMPLED: Final = 0x01
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A place in a trace. trace_id: 32 hex digits; span_id: 16."""
+    """A place in a trace. trace_id: 32 hex digits; span_id: 16; parent_id: the span that it came of."""
 
     trace_id: str
     span_id: str
     sampled: bool
+    parent_id: str | None = None
 
     @classmethod
     def new(cls, *, sampled: bool = False) -> Trace:
@@ -50,11 +53,31 @@ class Trace:
         return cls(found["trace"], found["span"], bool(int(found["flags"], 16) & _SAMPLED))
 
     def child(self) -> Trace:
-        """A new span of the same trace."""
-        return replace(self, span_id=secrets.token_hex(8))
+        """A new span of the same trace, which came of this one."""
+        return replace(self, span_id=secrets.token_hex(8), parent_id=self.span_id)
 
     def __str__(self) -> str:
         return f"00-{self.trace_id}-{self.span_id}-{_SAMPLED if self.sampled else 0:02x}"
+
+
+# What part of the traces that begin here is sampled, 0 to 1.
+_ratio = 0.0
+
+
+@contextmanager
+def sampling(ratio: float) -> Iterator[None]:
+    """Samples by chance as long as the block lasts, in the whole process."""
+    global _ratio
+    before, _ratio = _ratio, ratio
+    try:
+        yield
+    finally:
+        _ratio = before
+
+
+def begin() -> Trace:
+    """The first span of a trace that begins here, sampled or not as chance has it."""
+    return Trace.new(sampled=random.random() < _ratio)
 
 
 _current: ContextVar[Trace | None] = ContextVar("visionmesh_trace", default=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from threading import Lock
 
 
@@ -28,3 +28,9 @@ class MemoryCache:
         with self._lock:
             if self.available and not self.full:
                 self.values.update(values)
+
+    def forget(self, endings: Collection[str]) -> None:
+        with self._lock:
+            if self.available:
+                for key in [key for key in self.values if key.rpartition(":")[2] in endings]:
+                    del self.values[key]

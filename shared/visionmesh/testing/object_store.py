@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Collection, Generator, Iterable, Iterator
+from datetime import UTC, datetime
 from threading import Lock
 
-from visionmesh.object_store import PIECE_BYTES, Stream, object_not_found, split_path, too_many_bytes
+from visionmesh.object_store import PIECE_BYTES, Listed, Stream, object_not_found, split_path, too_many_bytes
 from visionmesh.testing.faults import Faults
 
 
@@ -16,7 +17,7 @@ class MemoryObjectStore(Faults):
         super().__init__("object_store")
         self._allowed = tuple(allowed_buckets)
         self._lock = Lock()
-        self._objects: dict[str, tuple[bytes, str]] = {}
+        self._objects: dict[str, tuple[bytes, str, datetime]] = {}
 
     def get(self, minio_path: str, *, max_bytes: int) -> bytes:
         data = self._read(minio_path)
@@ -35,7 +36,7 @@ class MemoryObjectStore(Faults):
         data = b"".join(chunks)
         with self._lock:
             self._answer()
-            self._objects[minio_path] = (data, media_type)
+            self._objects[minio_path] = (data, media_type, datetime.now(UTC))
         return len(data)
 
     def delete(self, minio_path: str) -> None:
@@ -43,6 +44,15 @@ class MemoryObjectStore(Faults):
         with self._lock:
             self._answer()
             self._objects.pop(minio_path, None)
+
+    def objects(self) -> Iterator[Listed]:
+        with self._lock:
+            self._answer()
+            listed = [
+                Listed(path, len(data), modified_at)
+                for path, (data, _, modified_at) in sorted(self._objects.items())
+            ]
+        yield from listed
 
     def ensure_buckets(self) -> None:
         self._answer()
@@ -56,7 +66,7 @@ class MemoryObjectStore(Faults):
             self._answer()
             if minio_path not in self._objects:
                 raise object_not_found(minio_path)
-            data, _ = self._objects[minio_path]
+            data, _, _ = self._objects[minio_path]
         return data
 
     def _pieces(self, data: bytes) -> Generator[bytes, None, None]:

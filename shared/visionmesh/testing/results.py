@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -34,6 +34,7 @@ from visionmesh.results import (
     StoredOutcome,
     StoredPrediction,
     added_or_conflict,
+    deleted_before,
     storable_document,
     storable_text,
 )
@@ -56,6 +57,7 @@ class MemoryResultStore(Faults):
         self._documents: dict[str, tuple[OcrDocument, datetime]] = {}
         self._shadow_features: dict[tuple[str, str], tuple[ShadowFeaturesRow, datetime]] = {}
         self._shadow_predictions: dict[tuple[str, str, str, str], tuple[ShadowPredictionRow, datetime]] = {}
+        self._deleted: set[str] = set()
         self.sensors = MemorySensors()
 
     def interrupted(self, worker: str, image_ids: Sequence[str]) -> list[int]:
@@ -66,7 +68,7 @@ class MemoryResultStore(Faults):
     def begin(self, worker: str, image_ids: Sequence[str]) -> None:
         with self._lock:
             self._answer()
-            for image_id in set(image_ids):
+            for image_id in set(image_ids) - self._deleted:
                 attempt = self._attempts(worker, image_id) + 1
                 self._outcomes[image_id, worker] = StoredOutcome(
                     image_id, worker, "running", attempt=attempt, started_at=_now(), finished_at=None
@@ -85,6 +87,8 @@ class MemoryResultStore(Faults):
         with self._lock:
             self._answer()
             for row in rows:
+                if not isinstance(row, SensorReadingRow) and row.image_id in self._deleted:
+                    continue
                 if isinstance(row, FeaturesRow):
                     self._save_features(row)
                 elif isinstance(row, ShadowFeaturesRow):
@@ -101,6 +105,29 @@ class MemoryResultStore(Faults):
                     self.sensors.save([row])
                 else:
                     self._save_outcome(row)
+
+    def deleted(self, image_ids: Collection[str]) -> set[str]:
+        with self._lock:
+            self._answer()
+            return self._deleted.intersection(image_ids)
+
+    def delete(self, image_ids: Collection[str]) -> None:
+        """Drops every row of these images, and from now on what is written of them."""
+        with self._lock:
+            self._answer()
+            self._deleted.update(image_ids)
+            self._features = {key: row for key, row in self._features.items() if key not in image_ids}
+            self._documents = {key: row for key, row in self._documents.items() if key not in image_ids}
+            self._qr_codes = {key: row for key, row in self._qr_codes.items() if key not in image_ids}
+            self._predictions = _without(self._predictions, image_ids)
+            self._outcomes = _without(self._outcomes, image_ids)
+            self._shadow_features = _without(self._shadow_features, image_ids)
+            self._shadow_predictions = _without(self._shadow_predictions, image_ids)
+
+    def forget_deleted(self, image_ids: Collection[str]) -> None:
+        """From now on what is written of them is kept again."""
+        with self._lock:
+            self._deleted.difference_update(image_ids)
 
     def features(self) -> list[StoredFeatures]:
         """Every row of `image_features`, by key."""
@@ -230,6 +257,8 @@ class MemoryImages(Faults):
     def add_image(self, row: ImageRow) -> AddedImage:
         with self._lock:
             self._answer()
+            if self._results.deleted([row.image_id]):
+                raise deleted_before(row.image_id)
             created = row.image_id not in self._images
             if created:
                 self._images[row.image_id] = replace(row, created_at=_now(), published_at=None)
@@ -333,6 +362,36 @@ class MemoryImages(Faults):
         found.sort(key=lambda each: (-each.rank, -each.created_at.timestamp(), each.image_id))
         return found[offset : offset + limit]
 
+    def delete(self, image_ids: Collection[str]) -> None:
+        """Drops the rows of these images, and those of the results."""
+        with self._lock:
+            self._answer()
+            self._results.delete(image_ids)
+            for image_id in image_ids:
+                self._images.pop(image_id, None)
+
+    def forget_deleted(self, image_ids: Collection[str]) -> None:
+        """Takes pictures of these ids again."""
+        self._results.forget_deleted(image_ids)
+
+    def knows(self, image_id: str) -> bool:
+        """Whether there is any row of the image, of what shadows found as well."""
+        shadows = {row.image_id for row, _ in self._results.shadow_features()}
+        shadows.update(row.image_id for row, _ in self._results.shadow_predictions())
+        return self.results(image_id) is not None or image_id in shadows
+
+    def older_than(self, latest: datetime) -> list[str]:
+        """Images that were uploaded before, and then those without an upload that were worked on before."""
+        with self._lock:
+            self._answer()
+            uploaded = [row.image_id for row in reversed(self._newest_first()) if _created_at(row) < latest]
+            others = {
+                row.image_id
+                for row in self._results.outcomes()
+                if row.image_id not in self._images and (row.finished_at or row.started_at or latest) < latest
+            }
+            return [*uploaded, *sorted(others)]
+
     def _newest_first(self) -> list[ImageRow]:
         return sorted(self._images.values(), key=lambda row: (_created_at(row), row.image_id), reverse=True)
 
@@ -407,6 +466,14 @@ class _MemoryClaim:
 
     def published(self, image_ids: Iterable[str]) -> None:
         self.taken.extend(image_ids)
+
+
+K = TypeVar("K", tuple[str, str], tuple[str, str, str, str])
+V = TypeVar("V")
+
+
+def _without(table: dict[K, V], image_ids: Collection[str]) -> dict[K, V]:
+    return {key: row for key, row in table.items() if key[0] not in image_ids}
 
 
 S = TypeVar("S", ShadowFeaturesRow, ShadowPredictionRow)

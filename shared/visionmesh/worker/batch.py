@@ -10,6 +10,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Final, Generic, TypeVar
@@ -20,8 +21,10 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected, Unavailable
-from visionmesh.kafka import Header, Message, Publisher, Record, headers_of
-from visionmesh.observability import metrics, tracing
+from visionmesh.kafka import Message, Publisher, Record, headers_of
+from visionmesh.observability import metrics, spans, tracing
+from visionmesh.observability.logs import bind
+from visionmesh.observability.tracing import Trace
 from visionmesh.results import OutcomeRow, OutcomeState, ResultStore, Row
 from visionmesh.topics import Topic
 from visionmesh.worker.dead_letters import Failure, dead_letter
@@ -36,6 +39,10 @@ T = TypeVar("T")
 # A bug is tried this often again before it is believed: it may have been a passing state of the process.
 _BUG_RETRIES: Final = 2
 
+# RFC 9562: 8-4-4-4-12 hexadecimal digits, the first of the third group is the version.
+_UUID_CHARACTERS: Final = 36
+_UUID_VERSION_AT: Final = 14
+
 
 class _Item(msgspec.Struct, Generic[C]):
     """A message on its way through the batch."""
@@ -47,6 +54,8 @@ class _Item(msgspec.Struct, Generic[C]):
     attempts: int = 1
     first_failed_at: float | None = None
     traceback: str | None = None
+    # The span of this worker's work on it, where the message brought a trace that is sampled.
+    trace: Trace | None = None
 
 
 @dataclass(slots=True)
@@ -90,18 +99,21 @@ class BatchRunner(Generic[C]):
         self._store_seconds = metrics.STORE_SECONDS.labels(name)
         self._publish_seconds = metrics.PUBLISH_SECONDS.labels(name)
         self._age_seconds = metrics.AGE_SECONDS.labels(name)
+        self._end_to_end_seconds = metrics.END_TO_END_SECONDS.labels(name)
+        self._started_ns = 0
         # The images that the step has at this moment, where attempts are written down.
         self._trying: list[str] = []
         self.waiting_for: Unavailable | None = None
 
     def run(self, messages: Sequence[Message]) -> None:
         """Raises `Stopped` when the worker is to stop while a server is away, or before a step is called."""
+        self._started_ns = spans.now_ns()
         items = [self._decode(message) for message in messages]
         for group in self._groups(items):
             self._run_group(group)
 
     def _decode(self, message: Message) -> _Item[C]:
-        item: _Item[C] = _Item(message)
+        item: _Item[C] = _Item(message, trace=_trace(message))
         try:
             item.value = self._decoder.decode(message.value() or b"")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -155,6 +167,7 @@ class BatchRunner(Generic[C]):
             self._batch_size.observe(len(undecided))
             started = time.perf_counter()
             self._decide(undecided)
+            self._excuse(undecided)
             self._step_seconds.observe(time.perf_counter() - started)
         self._save(items)
         self._publish(items)
@@ -163,24 +176,48 @@ class BatchRunner(Generic[C]):
     def _tell(self, items: Sequence[_Item[C]]) -> None:
         """Metrics and log lines of a finished group."""
         oldest = min(_sent_at(item.message) for item in items)
-        self._age_seconds.observe(max(0.0, time.time() - oldest))
+        now = time.time()
+        self._age_seconds.observe(max(0.0, now - oldest))
         states = Counter([_state(item.verdict) for item in items])
         for item in items:
             verdict = item.verdict
+            if isinstance(verdict, Done) and (began := _uploaded_at(item.image_id)) is not None:
+                self._end_to_end_seconds.observe(max(0.0, now - began))
             if isinstance(verdict, Rejected):
                 metrics.DEAD_LETTERS.labels(self._name, verdict.code).inc()
-                log.warning(
-                    "dead_letter",
-                    worker=self._name,
-                    image_id=item.image_id,
-                    code=verdict.code,
-                    reason=verdict.reason,
-                    partition=item.message.partition(),
-                    offset=item.message.offset(),
-                    **({"traceback": item.traceback} if item.traceback else {}),
-                )
+                with tracing.use(item.trace):
+                    log.warning(
+                        "dead_letter",
+                        worker=self._name,
+                        image_id=item.image_id,
+                        code=verdict.code,
+                        reason=verdict.reason,
+                        partition=item.message.partition(),
+                        offset=item.message.offset(),
+                        **({"traceback": item.traceback} if item.traceback else {}),
+                    )
+            if item.trace is not None:
+                spans.record(self._span(item, item.trace, len(items)))
         for state, count in states.items():
             metrics.FINISHED.labels(self._name, state).inc(count)
+
+    def _span(self, item: _Item[C], trace: Trace, count: int) -> spans.Span:
+        """From when its batch began until its results were stored and published."""
+        verdict = item.verdict
+        attributes: dict[str, spans.Value] = {
+            **spans.KAFKA,
+            "messaging.destination.name": self._topic.name,
+            "messaging.destination.partition.id": str(item.message.partition()),
+            "messaging.kafka.offset": item.message.offset(),
+            "messaging.consumer.group.name": self._name,
+            "messaging.batch.message_count": count,
+            "visionmesh.outcome": _state(verdict),
+        }
+        if item.image_id is not None:
+            attributes["visionmesh.image_id"] = item.image_id
+        error = f"{verdict.code}: {verdict.reason}" if isinstance(verdict, Rejected) else None
+        name = f"process {self._topic.name}"
+        return spans.Span(name, "consumer", trace, self._started_ns, spans.now_ns(), attributes, error)
 
     # Step
 
@@ -224,9 +261,10 @@ class BatchRunner(Generic[C]):
         if self._stop.is_set():
             raise Stopped  # nothing new is begun; what was decided so far is decided again elsewhere
         values = [item.value for item in items if item.value is not None]
+        trace = items[0].trace if len(items) == 1 else None
         store = self._store if self._record_attempts else None
         if store is None:
-            return self._patiently(lambda: self._checked_step(values))
+            return self._patiently(lambda: self._checked_step(values, trace))
         ids = [item.image_id for item in items if item.image_id is not None]
         begun = False
 
@@ -238,7 +276,7 @@ class BatchRunner(Generic[C]):
                 begun = True
             self._trying = ids
             try:
-                return self._checked_step(values)
+                return self._checked_step(values, trace)
             except Exception:
                 # The process lives. Only attempts that end it count, so that a message that waits for a
                 # server, through any number of restarts, does not use up its three.
@@ -250,8 +288,9 @@ class BatchRunner(Generic[C]):
 
         return self._patiently(attempt)
 
-    def _checked_step(self, values: Sequence[C]) -> Sequence[Verdict]:
-        verdicts = self._step(values)
+    def _checked_step(self, values: Sequence[C], trace: Trace | None) -> Sequence[Verdict]:
+        with _about(values, trace):
+            verdicts = self._step(values)
         if len(verdicts) != len(values):
             raise ValueError(f"the step returned {len(verdicts)} verdicts for {len(values)} messages")
         return verdicts
@@ -267,6 +306,18 @@ class BatchRunner(Generic[C]):
             self._store.withdraw(self._name, trying)
         except Unavailable as error:
             log.warning("not_withdrawn", worker=self._name, image_ids=trying, reason=error.reason)
+
+    def _excuse(self, items: Sequence[_Item[C]]) -> None:
+        """That a picture was deleted while its message waited is nobody's failure."""
+        store = self._store
+        failed = [item for item in items if item.image_id and isinstance(item.verdict, Rejected)]
+        if store is None or not failed:
+            return
+        ids = {item.image_id for item in failed if item.image_id}
+        deleted = self._patiently(lambda: store.deleted(ids))
+        for item in failed:
+            if item.image_id in deleted:
+                item.verdict = Skipped("image_deleted: the picture was deleted meanwhile")
 
     # Store
 
@@ -316,8 +367,9 @@ class BatchRunner(Generic[C]):
             elif isinstance(verdict, Done):
                 for message in verdict.messages:
                     key = getattr(message.value, message.topic.key).encode()
+                    headers = tracing.to_headers(item.trace)
                     batch.records.append(
-                        Record(message.topic.name, key, self._encode(message.value), _trace(item.message))
+                        Record(message.topic.name, key, self._encode(message.value), headers)
                     )
                     batch.items.append(item)
         if not batch.records:
@@ -325,6 +377,13 @@ class BatchRunner(Generic[C]):
         started = time.perf_counter()
         refused = self._patiently(lambda: self._publisher.publish(batch.records, give_up=self._stop.is_set))
         self._publish_seconds.observe(time.perf_counter() - started)
+        taken = Counter(
+            record.topic
+            for index, (record, item) in enumerate(zip(batch.records, batch.items, strict=True))
+            if item is not None and index not in refused
+        )
+        for topic, count in taken.items():
+            metrics.PUBLISHED.labels(self._name, topic).inc(count)
         self._bury(batch, refused)
 
     def _bury(self, batch: _Publication, refused: Any) -> None:
@@ -380,7 +439,37 @@ def _sent_at(message: Message) -> float:
     return time.time() if kind == TIMESTAMP_NOT_AVAILABLE else milliseconds / 1000
 
 
-def _trace(message: Message) -> tuple[Header, ...]:
-    """The trace context of the message, handed on to what came of it; only sampled records carry one."""
+def _uploaded_at(image_id: str | None) -> float | None:
+    """UNIX seconds of the upload, where the id tells: a UUID of version 7 begins with its milliseconds.
+
+    The mesh gives such ids. Those of others are passed over at the price of a look at one character.
+    """
+    if image_id is None or len(image_id) != _UUID_CHARACTERS or image_id[_UUID_VERSION_AT] != "7":
+        return None
+    try:
+        return int(image_id[:8] + image_id[9:13], 16) / 1000
+    except ValueError:
+        return None
+
+
+def _trace(message: Message) -> Trace | None:
+    """A span that came of the one that the message was sent in; only sampled records carry that."""
     headers = headers_of(message)
-    return tuple((name, value) for name, value in headers if name == tracing.HEADER) if headers else ()
+    if not headers:
+        return None
+    parent = tracing.from_headers(
+        (name, value if not isinstance(value, str) else value.encode()) for name, value in headers
+    )
+    return parent.child() if parent is not None and parent.sampled else None
+
+
+def _about(values: Sequence[Any], trace: Trace | None) -> AbstractContextManager[object]:
+    """Names the message in every line that its step logs; of a batch, the step's own lines name theirs."""
+    if len(values) != 1:
+        return nullcontext()
+    image_id = getattr(values[0], "image_id", None)
+    stack = ExitStack()
+    stack.enter_context(tracing.use(trace))
+    if image_id is not None:
+        stack.enter_context(bind(image_id=image_id))
+    return stack

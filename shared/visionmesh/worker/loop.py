@@ -152,6 +152,8 @@ class Worker(Generic[C]):
         self._assignments = 0
         self._in_flight = metrics.IN_FLIGHT.labels(name)
         self._consumed = metrics.CONSUMED.labels(name, topic.name)
+        # A replica that has yet to be given any is there, and its worker has too few.
+        metrics.PARTITIONS.labels(name).set(0)
         self._commit_due = 0.0
         self._kafka_error: tuple[str, float] | None = None
 

@@ -1,0 +1,552 @@
+"""The whole mesh into a folder, and back.
+
+What is kept: every table, every object of the mesh's buckets, and of Kafka what it alone has: records that
+some group has not finished, and dead letters that were not sent home. Offsets are not kept, since what was
+finished stands in the tables. Services may go on meanwhile; the order makes the parts fit:
+
+* records first. What is finished later is in the tables by then, and doing it again changes nothing;
+* then the tables, of one moment. What was uploaded since the records were read is asked for again;
+* then the objects. No row names those that are younger than the tables, and `mesh reconcile` finds them.
+
+Back it goes the other way round, so that nothing is asked of workers before they can find it. The manifest is
+written last and has a digest of every file: a folder without one is no backup.
+
+Tables are written by COPY and not by pg_dump, which has to be as new as the server and is in no image here.
+Not kept: the cache, metrics and dashboards, readings that an edge device has not delivered yet, and MLflow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import io
+import re
+import sys
+import tarfile
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import IO, Any, Final, cast
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from psycopg import sql
+
+from visionmesh import images
+from visionmesh.database import Connection, Database
+from visionmesh.errors import Rejected, Unavailable
+from visionmesh.kafka import (
+    KafkaPublisher,
+    Message,
+    Record,
+    client_config,
+    headers_of,
+    partition_offsets,
+    unavailable,
+)
+from visionmesh.object_store import Listed, ObjectStore, S3ObjectStore
+from visionmesh.reconcile import Reconciliation
+from visionmesh.settings import Settings, get_settings
+from visionmesh.topics import readers
+from visionmesh.worker.dead_letters import REPLAY_GROUP
+
+FORMAT: Final = 1
+
+MANIFEST: Final = "manifest.json"
+_RECORDS: Final = "records.jsonl.gz"
+_OBJECTS: Final = "objects.tar"
+_TABLES: Final = "tables"
+
+_BLOCK_BYTES: Final = 1024 * 1024
+_SNIFF_BYTES: Final = 64
+_RECORDS_AT_ONCE: Final = 500
+_IMAGES_AT_ONCE: Final = 1000
+_READ_SECONDS: Final = 30.0
+
+# Pictures are cheap to compress badly and dear to compress well; tables shrink to a fifth by the cheapest.
+_GZIP_LEVEL: Final = 1
+
+_READINGS: Final = "sensor_readings"
+_PARTITION: Final = re.compile(r"^sensor_readings_(\d{4})(\d{2})(\d{2})$")
+
+_ORIGINAL_OFFSET: Final = "x-original-offset"
+
+Say = Callable[[str], None]
+
+
+class BackupError(Exception):
+    """There is no backup to make or to restore; the text says why and what to do."""
+
+
+class Table(msgspec.Struct, frozen=True):
+    """A table of the backup, in the text format of COPY."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: int
+
+
+class File(msgspec.Struct, frozen=True):
+    """A file of the backup. path: below its folder. sha256: hex digest."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a backup is of.
+
+    revision: of the schema. days: of which there are partitions of sensor readings.
+    """
+
+    format: int
+    made_at: datetime
+    revision: str
+    tables: tuple[Table, ...]
+    days: tuple[date, ...]
+    objects: int
+    records: int
+    files: tuple[File, ...]
+
+
+class _StoredRecord(msgspec.Struct, frozen=True):
+    """A record of Kafka; bytes in base64."""
+
+    topic: str
+    key: str | None
+    value: str | None
+    headers: tuple[tuple[str, str | None], ...] = ()
+
+
+def backup(settings: Settings, folder: Path, say: Say = lambda _: None) -> Manifest:
+    """Writes the mesh into `folder`, which is made, or is empty. say: told what is done, in a line each.
+
+    Raises `BackupError` for a folder that has something in it, and `Unavailable`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # It holds everybody's pictures.
+    folder.chmod(0o700)
+    if any(folder.iterdir()):
+        raise BackupError(f"{folder} is not empty; give the backup a folder of its own.")
+    made_at = datetime.now(UTC)
+    records = _write_records(folder / _RECORDS, _unfinished_records(settings))
+    say(f"{records} records")
+    with closing(Database.from_settings(settings)) as database:
+        revision, days, tables = _write_tables(folder / _TABLES, database)
+    say(f"{sum(table.rows for table in tables)} rows of {len(tables)} tables")
+    objects = _write_objects(folder / _OBJECTS, S3ObjectStore.from_settings(settings))
+    say(f"{objects} objects")
+    manifest = Manifest(FORMAT, made_at, revision, tables, days, objects, records, tuple(_files(folder)))
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    return manifest
+
+
+def restore(
+    settings: Settings,
+    folder: Path,
+    *,
+    replace: bool = False,
+    with_records: bool = True,
+    say: Say = lambda _: None,
+) -> Manifest:
+    """Puts what `backup` wrote into a mesh whose schema, topics and buckets are there.
+
+    replace: empties the tables first; else they have to be empty, but for that of readings. with_records:
+    False where Kafka still has them. Raises `BackupError` for a backup that is damaged or does not fit,
+    before anything is changed, and `Unavailable`.
+    """
+    manifest = read_manifest(folder)
+    say("checking the files")
+    _check_files(folder, manifest)
+    with closing(Database.from_settings(settings)) as database:
+        _check_schema(database, manifest, replace)
+        store = S3ObjectStore.from_settings(settings)
+        store.ensure_buckets()
+        objects = _read_objects(folder / _OBJECTS, store)
+        say(f"{objects} objects")
+        _read_tables(folder / _TABLES, database, manifest, replace)
+        say(f"{sum(table.rows for table in manifest.tables)} rows of {len(manifest.tables)} tables")
+        if with_records:
+            _publish(settings, _read_records(folder / _RECORDS, manifest.made_at))
+            say(f"{manifest.records} records")
+        say(f"{_ask_again(settings, database)} pictures without all results, which are asked for again")
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What a backup says of itself. Raises `BackupError`."""
+    path = folder / MANIFEST
+    try:
+        # Of another format, the rest may look different.
+        written = msgspec.json.decode(path.read_bytes(), type=dict[str, Any]).get("format")
+        if written != FORMAT:
+            raise BackupError(f"{path} is of format {written}, and this version reads {FORMAT}.")
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise BackupError(
+            f"{folder} holds no complete backup: {path} is written last and can't be read."
+        ) from error
+
+
+# Files
+
+
+def _files(folder: Path) -> Iterator[File]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield File(path.relative_to(folder).as_posix(), path.stat().st_size, _digest(path))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    for file in manifest.files:
+        path = folder / file.path
+        if not path.is_file() or path.stat().st_size != file.bytes or _digest(path) != file.sha256:
+            raise BackupError(f"{path} is damaged or missing; nothing was restored.")
+
+
+# Kafka
+
+
+def _unfinished_records(settings: Settings) -> Iterator[Record]:
+    """What some group of the mesh has not finished, and dead letters that were not sent home."""
+    groups: dict[str, list[str]] = {}
+    for topic, group in readers(settings.extra_classifiers):
+        groups.setdefault(topic.name, []).append(group)
+        groups.setdefault(topic.dead_letters(group), []).append(REPLAY_GROUP)
+    consumer = Consumer(
+        client_config(settings)
+        | {"group.id": "mesh-backup", "enable.auto.commit": False, "enable.partition.eof": True}
+    )
+    try:
+        for name, reading in groups.items():
+            for partition, begin, end in _unfinished(settings, name, reading):
+                yield from _read_partition(consumer, TopicPartition(name, partition, begin), end)
+    finally:
+        consumer.close()
+
+
+def _unfinished(settings: Settings, topic: str, groups: Iterable[str]) -> Iterator[tuple[int, int, int]]:
+    """Partitions with something to do, from the first offset that some group has not finished to the end."""
+    begin: dict[int, int] = {}
+    end: dict[int, int] = {}
+    for group in groups:
+        for each in partition_offsets(settings, topic, group):
+            first = max(each.low, each.committed or 0)
+            begin[each.partition] = min(first, begin.get(each.partition, first))
+            end[each.partition] = max(each.high, end.get(each.partition, 0))
+    for partition, first in begin.items():
+        if first < end[partition]:
+            yield partition, first, end[partition]
+
+
+def _read_partition(consumer: Consumer, begin: TopicPartition, end: int) -> Iterator[Record]:
+    consumer.assign([begin])
+    while True:
+        message = cast(Message | None, consumer.poll(_READ_SECONDS))
+        if message is None:
+            raise Unavailable("kafka", f"no answer while reading {begin.topic}")
+        error = message.error()
+        if error is not None:
+            if error.code() == KafkaError._PARTITION_EOF:
+                return
+            raise unavailable(error)
+        if message.offset() >= end:
+            return
+        yield Record(begin.topic, message.key(), message.value(), tuple(headers_of(message)))
+        if message.offset() == end - 1:
+            return
+
+
+def _write_records(path: Path, records: Iterable[Record]) -> int:
+    count = 0
+    try:
+        with gzip.open(path, "wb", _GZIP_LEVEL) as file:
+            for record in records:
+                headers = tuple((name, _encoded(_as_bytes(value))) for name, value in record.headers)
+                stored = _StoredRecord(record.topic, _encoded(record.key), _encoded(record.value), headers)
+                file.write(msgspec.json.encode(stored) + b"\n")
+                count += 1
+    except KafkaException as error:
+        raise unavailable(error.args[0]) from error
+    return count
+
+
+def _read_records(path: Path, made_at: datetime) -> Iterator[Record]:
+    with gzip.open(path, "rb") as file:
+        for line in file:
+            stored = msgspec.json.decode(line, type=_StoredRecord)
+            headers = tuple((name, _restored_header(name, value, made_at)) for name, value in stored.headers)
+            yield Record(stored.topic, _decoded(stored.key), _decoded(stored.value), headers)
+
+
+def _restored_header(name: str, value: str | None, made_at: datetime) -> bytes | None:
+    """A header as it was, but for the place that a dead letter came from: a new broker counts from 0, and has
+    another message there.
+    """
+    decoded = _decoded(value)
+    if name == _ORIGINAL_OFFSET and decoded is not None and decoded.isdigit():
+        return decoded + f" before the backup of {made_at:%Y-%m-%dT%H:%M:%SZ}".encode()
+    return decoded
+
+
+def _publish(settings: Settings, records: Iterable[Record]) -> None:
+    with closing(KafkaPublisher(settings)) as publisher:
+        for page in _pages(records, _RECORDS_AT_ONCE):
+            refused = publisher.publish(page)
+            if refused:
+                reason = next(iter(refused.values()))
+                raise BackupError(f"Kafka does not take {len(refused)} of the records: {reason}")
+
+
+def _pages(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    page: list[Record] = []
+    for record in records:
+        page.append(record)
+        if len(page) == size:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+def _as_bytes(value: str | bytes | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _encoded(value: bytes | None) -> str | None:
+    return None if value is None else b64encode(value).decode()
+
+
+def _decoded(value: str | None) -> bytes | None:
+    return None if value is None else b64decode(value)
+
+
+# Tables
+
+
+# Partitions come with the table they are of; alembic's own says what `revision` of the manifest says.
+_TABLE_COLUMNS: Final = """
+    SELECT relname, array_agg(attname::text ORDER BY attnum)
+    FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
+    WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+        AND attnum > 0 AND NOT attisdropped AND attgenerated = '' AND relname <> 'alembic_version'
+    GROUP BY relname ORDER BY relname
+"""
+
+_SENSOR_PARTITIONS: Final = """
+    SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+    WHERE inhparent = 'sensor_readings'::regclass ORDER BY relname
+"""
+
+
+def _write_tables(folder: Path, database: Database) -> tuple[str, tuple[date, ...], tuple[Table, ...]]:
+    """The tables as they are at one moment, however long it takes to write them."""
+    folder.mkdir()
+    tables = []
+    with database.transaction() as connection:
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        connection.execute("SET LOCAL statement_timeout = 0")
+        revision = _revision(connection)
+        days = tuple(_days(connection))
+        for name, columns in connection.execute(_TABLE_COLUMNS).fetchall():
+            rows = 0
+            # Of a table with partitions, COPY alone would give nothing.
+            query = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT")
+            copied = query.format(_names(columns), sql.Identifier(name))
+            with (
+                gzip.open(folder / f"{name}.copy.gz", "wb", _GZIP_LEVEL) as file,
+                connection.cursor().copy(copied) as copy,
+            ):
+                for block in copy:
+                    # A line feed in a value is written as \\n.
+                    rows += bytes(block).count(b"\n")
+                    file.write(block)
+            tables.append(Table(name, tuple(columns), rows))
+    return revision, days, tuple(tables)
+
+
+def _revision(connection: Connection) -> str:
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    if row is None:
+        raise BackupError("The database has no schema; run `python -m visionmesh.database migrate`.")
+    return cast(str, row[0])
+
+
+def _days(connection: Connection) -> Iterator[date]:
+    for (name,) in connection.execute(_SENSOR_PARTITIONS).fetchall():
+        if found := _PARTITION.match(name):
+            yield date(*map(int, found.groups()))
+
+
+def _check_schema(database: Database, manifest: Manifest, replace: bool) -> None:
+    """Raises `BackupError` for tables that can't take what was in those of the backup."""
+    with database.transaction() as connection:
+        connection.execute("SET LOCAL statement_timeout = 0")
+        there = _revision(connection)
+        known = {name: set(columns) for name, columns in connection.execute(_TABLE_COLUMNS).fetchall()}
+        for table in manifest.tables:
+            # Migrations add, so that an older backup fits into a newer schema, and never the other way.
+            if table.name not in known or not known[table.name].issuperset(table.columns):
+                raise BackupError(
+                    f"The backup is of schema {manifest.revision} and this mesh has {there}, without all of "
+                    f"{table.name}; restore it with the version that made it, or a newer one."
+                )
+            # Devices go on measuring: in a mesh that has just been started there is always a reading.
+            if replace or table.name == _READINGS:
+                continue
+            query = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier(table.name))
+            if connection.execute(query).fetchone() == (True,):
+                raise BackupError(
+                    f"The mesh is not empty: {table.name} has rows. --replace empties its tables first."
+                )
+
+
+def _read_tables(folder: Path, database: Database, manifest: Manifest, replace: bool) -> None:
+    """All tables in one transaction: as they were before, or as they are in the backup."""
+    with database.transaction() as connection:
+        connection.execute("SET LOCAL statement_timeout = 0")
+        if replace:
+            connection.execute(sql.SQL("TRUNCATE {}").format(_names(table.name for table in manifest.tables)))
+        for day in manifest.days:
+            connection.execute("SELECT ensure_sensor_readings_day(%s)", (day,))
+        for table in manifest.tables:
+            copied = sql.SQL("COPY {} ({}) FROM STDIN").format(
+                sql.Identifier(table.name), _names(table.columns)
+            )
+            with (
+                gzip.open(folder / f"{table.name}.copy.gz", "rb") as file,
+                connection.cursor().copy(copied) as copy,
+            ):
+                while block := file.read(_BLOCK_BYTES):
+                    copy.write(block)
+
+
+def _names(columns: Iterable[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, columns))
+
+
+def _ask_again(settings: Settings, database: Database) -> int:
+    """Puts pictures that are not finished back into the outbox: their records may be of a later moment than
+    those of the backup.
+    """
+    reconciliation = Reconciliation(database)
+    count = 0
+    after = ""
+    while page := reconciliation.unanswered(
+        older_than_seconds=0,
+        limit=_IMAGES_AT_ONCE,
+        after=after,
+        extra_classifiers=settings.extra_classifiers,
+    ):
+        count += reconciliation.ask_again([each.image_id for each in page])
+        after = page[-1].image_id
+    return count
+
+
+# Objects
+
+
+def _write_objects(path: Path, store: ObjectStore) -> int:
+    """A tar of all objects, by their `minio_path`."""
+    count = 0
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for listed in store.objects():
+            try:
+                stream = store.stream(listed.minio_path)
+            except Rejected:
+                # It was deleted meanwhile, or lies where the mesh itself would not find it.
+                continue
+            with closing(stream.pieces), _Pieces(stream.pieces) as pieces:
+                tar.addfile(_entry(listed, stream.length), pieces)
+            count += 1
+    return count
+
+
+def _entry(listed: Listed, length: int | None) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(listed.minio_path)
+    entry.size = listed.length if length is None else length
+    entry.mtime = int(listed.modified_at.timestamp())
+    entry.mode = 0o600
+    return entry
+
+
+def _read_objects(path: Path, store: ObjectStore) -> int:
+    count = 0
+    # As a stream: each object is read once, in order, whatever the size of the file.
+    with tarfile.open(path, "r|") as tar:
+        for entry in tar:
+            file = tar.extractfile(entry)
+            if file is None:
+                continue
+            start = file.read(_SNIFF_BYTES)
+            media_type = images.media_type(start) or "application/octet-stream"
+            store.put(entry.name, _blocks(start, file), media_type=media_type)
+            count += 1
+    return count
+
+
+def _blocks(start: bytes, file: IO[bytes]) -> Iterator[bytes]:
+    yield start
+    while block := file.read(_BLOCK_BYTES):
+        yield block
+
+
+class _Pieces(io.RawIOBase):
+    """Pieces as a file to read."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        taken = bytearray()
+        while size < 0 or len(taken) < size:
+            if not self._rest:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    break
+                self._rest = memoryview(piece)
+            wanted = len(self._rest) if size < 0 else size - len(taken)
+            taken += self._rest[:wanted]
+            self._rest = self._rest[wanted:]
+        return bytes(taken)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m visionmesh.backup`, where there is no `mesh` command: in the containers."""
+    parser = argparse.ArgumentParser(prog="python -m visionmesh.backup", description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["backup", "restore"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--replace", action="store_true", help="empty the tables first")
+    parser.add_argument("--no-records", action="store_true", help="Kafka still has its records")
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "backup":
+            backup(get_settings(), given.folder, _say)
+        else:
+            records = not given.no_records
+            restore(get_settings(), given.folder, replace=given.replace, with_records=records, say=_say)
+    except (BackupError, Unavailable) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

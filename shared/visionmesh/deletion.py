@@ -1,0 +1,277 @@
+"""Deleting an image for good: its object, its rows in every table, what is cached of it.
+
+Workers may have it in their hands meanwhile, and its messages may lie in Kafka for weeks. So a deletion is
+written down first, in table `deleted_images`, and from that moment on whatever is written of it is dropped:
+what writes results holds a lock that a deletion waits for, and looks there. Then the rows go, then the object
+and the cached descriptors. An object store that is away is made up for when it is back; and after a while,
+when nobody can be working on the image any more, everything is done a second time: a worker may have cached
+it anew, and a service of a version without deletions may have written rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from threading import Event, Thread
+from time import monotonic
+from typing import Any, Final, Protocol, cast
+
+import structlog
+
+from visionmesh.cache import Cache
+from visionmesh.database import Database
+from visionmesh.errors import Rejected, Unavailable
+from visionmesh.object_store import ObjectStore
+from visionmesh.results import BEFORE_DELETING
+from visionmesh.topics import DAY_MS, DEAD_LETTER_RETENTION_MS
+
+log = structlog.get_logger()
+
+# Longer than a worker holds on to a picture. The slowest are documents of hundreds of pages.
+SETTLE_SECONDS: Final = 3600.0
+
+# A dead letter may be sent back for as long as Kafka keeps it. After this nothing can speak of the image.
+REMEMBERED_SECONDS: Final = (DEAD_LETTER_RETENTION_MS + DAY_MS) / 1000
+
+_AT_ONCE: Final = 100
+
+_FINISH_PERIOD_SECONDS: Final = 60.0
+# A look for what is too old reads a whole table, and nobody counts the days of a picture by the minute.
+_AGE_PERIOD_SECONDS: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """An image whose rows are gone. minio_path, sha256: None where no upload brought it."""
+
+    image_id: str
+    minio_path: str | None
+    sha256: str | None
+
+
+class Deletions(Protocol):
+    """The tables' part. Raises `Unavailable("database", …)` throughout."""
+
+    def delete(self, image_ids: Collection[str]) -> list[Deleted]:
+        """Deletes all rows of those images that are known, now or from an earlier call, and drops what is
+        written of them from now on. The same call again finds them deleted.
+        """
+
+    def older_than(self, seconds: float, *, limit: int) -> list[str]:
+        """Images that were uploaded, or where none was, finished with, that long ago. The oldest first."""
+
+    def unfinished(self, *, settle_seconds: float, limit: int) -> list[Deleted]:
+        """What has an object that is still there, and what is to be done a second time: what was deleted that
+        long ago.
+        """
+
+    def cleared(self, image_ids: Collection[str], *, settle_seconds: float) -> None:
+        """The objects of these are gone. Those that were deleted that long ago are finished."""
+
+    def forget(self, *, older_than_seconds: float) -> int:
+        """Forgets finished deletions of that age; returns how many."""
+
+
+class Eraser:
+    """Deletes images from every place. Safe to share between threads."""
+
+    def __init__(self, deletions: Deletions, store: ObjectStore, cache: Cache) -> None:
+        self._deletions = deletions
+        self._store = store
+        self._cache = cache
+
+    def erase(self, image_ids: Collection[str]) -> dict[str, bool]:
+        """Deletes these images. Returns those that are, or were once, known, and whether their objects are
+        gone: while the store is away they are left to `finish`. Raises `Unavailable("database", …)`.
+        """
+        deleted = self._deletions.delete(image_ids)
+        gone = self._clear(deleted, SETTLE_SECONDS)
+        return {each.image_id: each.image_id in gone for each in deleted}
+
+    def erase_older_than(self, seconds: float) -> int:
+        """Deletes images by age; returns how many. Raises `Unavailable("database", …)`."""
+        count = 0
+        while image_ids := self._deletions.older_than(seconds, limit=_AT_ONCE):
+            count += len(self.erase(image_ids))
+        return count
+
+    def finish(self, *, settle_seconds: float = SETTLE_SECONDS) -> int:
+        """Goes on with deletions whose objects are still there, and does those of that age a second time;
+        returns how many it brought further. Raises `Unavailable("database", …)`.
+        """
+        count = 0
+        while deleted := self._deletions.unfinished(settle_seconds=settle_seconds, limit=_AT_ONCE):
+            self._deletions.delete([each.image_id for each in deleted])
+            gone = self._clear(deleted, settle_seconds)
+            count += len(gone)
+            if len(gone) < len(deleted):
+                break
+        self._deletions.forget(older_than_seconds=REMEMBERED_SECONDS)
+        return count
+
+    def _clear(self, deleted: Sequence[Deleted], settle_seconds: float) -> set[str]:
+        """Removes objects and what is cached; returns the images whose objects are gone."""
+        self._cache.forget({each.sha256 for each in deleted if each.sha256 is not None})
+        gone = {
+            each.image_id for each in deleted if each.minio_path is None or self._is_gone(each.minio_path)
+        }
+        self._deletions.cleared(gone, settle_seconds=settle_seconds)
+        return gone
+
+    def _is_gone(self, minio_path: str) -> bool:
+        try:
+            self._store.delete(minio_path)
+        except Unavailable as error:
+            log.warning("object_not_deleted", minio_path=minio_path, reason=error.reason)
+            return False
+        except Rejected as error:
+            # Its bucket is none of this mesh's any more.
+            log.warning("object_left", minio_path=minio_path, reason=error.reason)
+        return True
+
+
+class RetentionKeeper:
+    """Deletes what is too old, and finishes deletions, in a thread of its own from `start` to `stop`.
+
+    Every replica has one: what one has done, the others find done.
+    """
+
+    def __init__(self, eraser: Eraser, *, retention_days: int | None) -> None:
+        """retention_days: how long images are kept; None keeps them."""
+        self._eraser = eraser
+        self._retention_days = retention_days
+        self._ages_looked_at: float | None = None
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name="retention", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def keep(self) -> None:
+        """One round. Raises `Unavailable`."""
+        self._eraser.finish()
+        looked_at = self._ages_looked_at
+        now = monotonic()
+        if self._retention_days is None or (looked_at is not None and now - looked_at < _AGE_PERIOD_SECONDS):
+            return
+        erased = self._eraser.erase_older_than(timedelta(days=self._retention_days).total_seconds())
+        self._ages_looked_at = now
+        if erased:
+            log.info("images_too_old", images=erased, retention_days=self._retention_days)
+
+    def _run(self) -> None:
+        while not self._stop.wait(_FINISH_PERIOD_SECONDS):
+            try:
+                self.keep()
+            except Unavailable as error:
+                log.warning("retention_waits", server=error.server, reason=error.reason)
+            # Uploads are taken whatever goes wrong here.
+            except Exception:
+                log.exception("retention_failed")
+
+
+# Every table with rows of an image, `images` last: who finds that one finds what belongs to it.
+_TABLES: Final = (
+    "image_features",
+    "predictions",
+    "shadow_features",
+    "shadow_predictions",
+    "qr_codes",
+    "ocr_documents",
+    "task_outcomes",
+    "images",
+)
+
+_KNOWN: Final = " UNION ".join(
+    f"SELECT image_id FROM {table} WHERE image_id = ANY(%(ids)s)" for table in _TABLES
+)
+
+# An image that came back through an old service keeps where its object is, which only the first call knows.
+_WRITE_DOWN: Final = f"""
+    INSERT INTO deleted_images AS stored (image_id, minio_path, sha256)
+    SELECT image_id, minio_path, sha256 FROM ({_KNOWN}) AS known LEFT JOIN images USING (image_id)
+    ON CONFLICT (image_id) DO UPDATE SET
+        minio_path = coalesce(stored.minio_path, excluded.minio_path),
+        sha256 = coalesce(stored.sha256, excluded.sha256)
+"""
+
+_WRITTEN_DOWN: Final = """
+    SELECT image_id, minio_path, sha256 FROM deleted_images WHERE image_id = ANY(%(ids)s) ORDER BY image_id
+"""
+
+_OLDER_THAN: Final = """
+    (
+        SELECT image_id FROM images WHERE created_at < now() - make_interval(secs => %(seconds)s)
+        ORDER BY created_at LIMIT %(limit)s
+    )
+    UNION
+    (
+        SELECT image_id FROM task_outcomes
+        WHERE coalesce(finished_at, started_at) < now() - make_interval(secs => %(seconds)s)
+            AND NOT EXISTS (SELECT FROM images WHERE images.image_id = task_outcomes.image_id)
+        LIMIT %(limit)s
+    )
+    LIMIT %(limit)s
+"""
+
+_UNFINISHED: Final = """
+    SELECT image_id, minio_path, sha256 FROM deleted_images
+    WHERE finished_at IS NULL
+        AND (cleared_at IS NULL OR deleted_at <= now() - make_interval(secs => %s))
+    ORDER BY deleted_at LIMIT %s
+"""
+
+# Locks in the order of the keys, so that two callers never deadlock.
+_CLEARED: Final = """
+    UPDATE deleted_images SET
+        cleared_at = coalesce(cleared_at, now()),
+        finished_at = CASE WHEN deleted_at <= now() - make_interval(secs => %s) THEN now() END
+    WHERE image_id IN (
+        SELECT image_id FROM deleted_images
+        WHERE image_id = ANY(%s) AND finished_at IS NULL ORDER BY image_id FOR UPDATE
+    )
+"""
+
+_FORGET: Final = "DELETE FROM deleted_images WHERE finished_at < now() - make_interval(secs => %s)"
+
+
+class PostgresDeletions:
+    """`Deletions` on Postgres."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def delete(self, image_ids: Collection[str]) -> list[Deleted]:
+        asked: dict[str, Any] = {"ids": sorted(set(image_ids))}
+        # Committed by itself, so that nobody who writes waits for what follows.
+        with self._database.transaction() as connection:
+            connection.execute(BEFORE_DELETING)
+            connection.execute(_WRITE_DOWN, asked)
+        with self._database.transaction() as connection:
+            rows = connection.execute(_WRITTEN_DOWN, asked).fetchall()
+            found = {"ids": [row[0] for row in rows]}
+            for table in _TABLES:
+                connection.execute(f"DELETE FROM {table} WHERE image_id = ANY(%(ids)s)", found)
+        return [Deleted(*row) for row in rows]
+
+    def older_than(self, seconds: float, *, limit: int) -> list[str]:
+        with self._database.transaction() as connection:
+            rows = connection.execute(_OLDER_THAN, {"seconds": seconds, "limit": limit}).fetchall()
+        return [cast(str, image_id) for (image_id,) in rows]
+
+    def unfinished(self, *, settle_seconds: float, limit: int) -> list[Deleted]:
+        with self._database.transaction() as connection:
+            rows = connection.execute(_UNFINISHED, (settle_seconds, limit)).fetchall()
+        return [Deleted(*row) for row in rows]
+
+    def cleared(self, image_ids: Collection[str], *, settle_seconds: float) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(_CLEARED, (settle_seconds, list(image_ids)))
+
+    def forget(self, *, older_than_seconds: float) -> int:
+        with self._database.transaction() as connection:
+            return connection.execute(_FORGET, (older_than_seconds,)).rowcount

@@ -1,0 +1,103 @@
+"""Every query of every dashboard, asked of a real Prometheus that has scraped a running mesh."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+import yaml
+
+from prometheus_servers import program, running_prometheus
+from promql import asked
+from running_mesh import DEADLINE_SECONDS, RunningMesh, running_mesh
+
+ROOT: Final = Path(__file__).parents[2]
+FOLDER: Final = ROOT / "deploy/grafana/dashboards"
+
+# Of the object store's own server, which only the native stack and the containers have, under an address that
+# `tests/end_to_end/test_compose.py` asks.
+_ELSEWHERE: Final = "minio_"
+
+
+def queries() -> list[tuple[str, str]]:
+    """Where each stands, and what it asks."""
+    return [
+        (f"{file.stem}: {panel['title']}", asked(target["expr"]))
+        for file in sorted(FOLDER.glob("*.json"))
+        for panel in json.loads(file.read_text())["panels"]
+        for target in panel.get("targets", [])
+        if "expr" in target and _ELSEWHERE not in target["expr"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
+    program("prometheus")
+    with running_mesh(tmp_path_factory.mktemp("mesh")) as mesh:
+        yield mesh
+
+
+@pytest.fixture(scope="module")
+def prometheus(mesh: RunningMesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A server that finds the replicas as the one in containers does, by name and number."""
+    targets = [
+        {"targets": [replica["url"].removeprefix("http://")], "labels": {"job": replica["service"]}}
+        for replica in mesh.state()["replicas"]
+    ]
+    configuration = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(ROOT / "deploy/prometheus/alerts.yml")],
+        "scrape_configs": [{"job_name": "mesh", "static_configs": targets}],
+    }
+    with running_prometheus(tmp_path_factory.mktemp("prometheus"), yaml.safe_dump(configuration)) as url:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            yield client
+
+
+def ask(prometheus: httpx.Client, query: str) -> list[dict[str, Any]]:
+    answer = prometheus.get("/api/v1/query", params={"query": query})
+    assert answer.status_code == 200, f"{query}: {answer.text}"
+    found: list[dict[str, Any]] = answer.json()["data"]["result"]
+    return found
+
+
+def has_data(prometheus: httpx.Client, query: str) -> bool:
+    return any(math.isfinite(float(series["value"][1])) for series in ask(prometheus, query))
+
+
+def upload(mesh: RunningMesh, name: str) -> str:
+    answer = mesh.http.post("/upload", files={"file": (ROOT / "samples" / name).read_bytes()})
+    assert answer.status_code in (200, 202), answer.text
+    return str(answer.json()["image_id"])
+
+
+@pytest.mark.timeout(600)
+def test_every_query_of_every_dashboard_is_answered(mesh: RunningMesh, prometheus: httpx.Client) -> None:
+    assert mesh.http.post("/upload", files={"file": b"no picture at all"}).status_code == 415
+    deadline = time.monotonic() + 4 * DEADLINE_SECONDS
+    silent = queries()
+    assert len(silent) > 80
+    while silent and time.monotonic() < deadline:
+        # The same pictures again, so that the cache is hit as well.
+        for image_id in [upload(mesh, name) for name in ("qr.png", "cat.jpg", "qr.png")]:
+            mesh.outcome(image_id)
+        silent = [(where, query) for where, query in silent if not has_data(prometheus, query)]
+    assert not silent
+
+
+def test_prometheus_has_read_the_alerts_and_a_mesh_that_is_well_raises_none_that_is_critical(
+    mesh: RunningMesh, prometheus: httpx.Client
+) -> None:
+    groups = prometheus.get("/api/v1/rules").json()["data"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert len(rules) > 10
+    assert not [rule["lastError"] for rule in rules if rule.get("lastError")]
+    critical = 'ALERTS{alertstate="firing", severity="critical", alertname!="DiskLow"}'
+    assert os.environ.get("MESH_TEST_STACK") == "native" or not ask(prometheus, critical)

@@ -1,0 +1,246 @@
+"""A mesh that is operated while it works: replicas that follow the lag, services that are replaced.
+
+One mesh for the whole module, on free ports, on the stack that MESH_TEST_STACK names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+from confluent_kafka import Producer
+
+from running_mesh import RunningMesh, running_mesh
+from visionmesh.kafka import partition_offsets
+from visionmesh.mesh import SERVICES
+from visionmesh.object_store import S3ObjectStore
+from visionmesh.settings import ROOT
+from visionmesh.worker.dead_letters import read_dead_letters
+
+CAT = ROOT / "samples" / "cat.jpg"
+CLASSIFIER = "classifier-fast"
+IMAGES = "images-input-stream"
+FEATURES = "image-features-stream"
+GOLDENS = Path(__file__).parent.parent / "contract" / IMAGES
+
+# Services are started one after the other, each of which takes seconds on a busy machine.
+DEADLINE_SECONDS = 600.0
+
+# Between two uploads: services are replaced under load, and the pictures have all to be looked at afterwards.
+PAUSE_SECONDS = 0.2
+
+pytestmark = pytest.mark.timeout(3600)
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"no {what} after {DEADLINE_SECONDS:.0f} s"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
+    # A transaction for every message: so much takes long enough to be followed by new processes.
+    slow = {"MESH_WORKER_MAX_BATCH": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("running_mesh.DEADLINE_SECONDS", DEADLINE_SECONDS)
+        with running_mesh(tmp_path_factory.mktemp("mesh"), environment=slow) as mesh:
+            yield mesh
+
+
+def command(mesh: RunningMesh, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "visionmesh.cli", *arguments, "--directory", str(mesh.directory)]
+
+
+@contextmanager
+def autoscaling(mesh: RunningMesh, *arguments: str) -> Iterator[Path]:
+    """`mesh autoscale` in the background; yields the file of what it says."""
+    log = mesh.directory / "autoscale.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command(mesh, "autoscale", *arguments), stderr=file)
+    try:
+        yield log
+        assert process.poll() is None, log.read_text()
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE_SECONDS) == 0, log.read_text()
+
+
+def lag(mesh: RunningMesh, topic: str, *groups: str) -> int:
+    return sum(each.lag for group in groups for each in partition_offsets(mesh.settings(), topic, group))
+
+
+def replicas(mesh: RunningMesh) -> Counter[str]:
+    return Counter(one["service"] for one in mesh.state()["replicas"])
+
+
+def test_replicas_follow_a_burst_up_and_down_again(mesh: RunningMesh) -> None:
+    producer = Producer({"bootstrap.servers": mesh.environment["MESH_KAFKA_BOOTSTRAP"]})
+
+    def three_under_load() -> bool:
+        """Keeps messages waiting, whatever the speed of this machine, until there are three replicas."""
+        for _ in range(max(0, 500 - lag(mesh, FEATURES, CLASSIFIER))):
+            image_id = f"burst-{uuid4()}"
+            features = {"image_id": image_id, "descriptors": [0.5] * 20, "descriptor_count": 20}
+            producer.produce(FEATURES, json.dumps(features).encode(), image_id)
+        assert producer.flush(30) == 0
+        return replicas(mesh)[CLASSIFIER] == 3
+
+    rule = (f"{CLASSIFIER}=1:3:50", "--cool-down", "2", "--settle", "0.5", "--every", "0.2")
+    with autoscaling(mesh, *rule) as log:
+        for _ in range(2):
+            until(three_under_load, "three replicas")
+            until(lambda: lag(mesh, FEATURES, CLASSIFIER) == 0, "end of the burst")
+            until(lambda: replicas(mesh)[CLASSIFIER] == 1, "one replica again")
+    said = log.read_text()
+    assert "to 3 replicas" in said
+    assert "to 1 replicas" in said
+    assert set(replicas(mesh).values()) == {1}
+
+
+class Client:
+    """Uploads pictures under ids of its own, and tries again what may be tried again."""
+
+    def __init__(self, mesh: RunningMesh) -> None:
+        self._mesh = mesh
+        self._picture = CAT.read_bytes()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._upload)
+        self.accepted: list[str] = []
+        self.again = 0
+        self.refused: list[str] = []
+
+    def __enter__(self) -> Client:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _upload(self) -> None:
+        with httpx.Client(base_url=self._mesh.http.base_url, timeout=30) as http:
+            while not self._ended.is_set():
+                image_id = f"rolling-{uuid4()}"
+                until(partial(self._try, http, image_id), f"upload of {image_id}")
+                self.accepted.append(image_id)
+                self._ended.wait(PAUSE_SECONDS)
+
+    def _try(self, http: httpx.Client, image_id: str) -> bool:
+        try:
+            # Without text, for which all these pictures would have to be read before the next test's.
+            asked = {"image_id": image_id, "tasks": "classify,qr"}
+            answer = http.post("/upload", params=asked, files={"file": self._picture})
+        # The connection could not be made, or broke before there was an answer. The picture has an id of the
+        # client's own, so that sending it again is no second picture.
+        except (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+            self.again += 1
+            return False
+        if answer.status_code == 503:
+            self.again += 1
+            return False
+        if answer.status_code not in (200, 202):
+            self.refused.append(f"{answer.status_code} {answer.text}")
+        return True
+
+
+def test_every_service_is_replaced_under_load_and_nothing_is_lost(mesh: RunningMesh) -> None:
+    before = {one["pid"] for one in mesh.state()["replicas"]}
+    with Client(mesh) as client:
+        until(lambda: len(client.accepted) > 3, "first uploads")
+        names = [service.name for service in SERVICES]
+        done = subprocess.run(
+            command(mesh, "restart", *names), capture_output=True, text=True, env=os.environ
+        )
+        assert done.returncode == 0, done.stderr
+        reached = len(client.accepted)
+        until(lambda: len(client.accepted) > reached + 3, "uploads afterwards")
+    after = [one["pid"] for one in mesh.state()["replicas"]]
+    assert not before & set(after)
+    assert len(after) == len(before)
+    assert client.refused == []
+    print(f"{len(client.accepted)} pictures accepted, {client.again} tried again")
+    for image_id in client.accepted:
+        found = mesh.outcome(image_id)
+        assert found["status"] == "done", found
+        assert [one["label"] for one in found["predictions"]] == ["cat"] * 3
+        assert found["consensus"]["complete"]
+
+
+def ended(mesh: RunningMesh, image_id: str) -> bool:
+    """Whether everybody has come to an end with a picture."""
+    answer = mesh.http.get(f"/results/{image_id}")
+    if answer.status_code != 200:
+        return False
+    states = {one["worker"]: one["state"] for one in answer.json()["outcomes"]}
+    return len(states) == 6 and "running" not in states.values()
+
+
+def test_pictures_that_are_deleted_while_workers_have_them_do_not_come_back(mesh: RunningMesh) -> None:
+    picture = CAT.read_bytes()
+    pauses = itertools.cycle((0.0, 0.01, 0.05, 0.2, 0.5))
+    deleted = []
+    for _ in range(10):
+        answer = mesh.http.post("/upload", files={"file": picture}).json()
+        # At another moment of their work each time; whichever it is, nothing may come back.
+        time.sleep(next(pauses))
+        assert mesh.http.delete(answer["links"]["image"]).status_code == 204
+        deleted.append(answer)
+    last = mesh.http.post("/upload", files={"file": picture}).json()["image_id"]
+    until(lambda: ended(mesh, last), "results of the last picture")
+    groups = ("feature-extractor", "qr-decoder", "ocr-worker")
+    until(lambda: lag(mesh, IMAGES, *groups) == 0, "end of the messages")
+    store = S3ObjectStore.from_settings(mesh.settings())
+    there = {each.minio_path for each in store.objects()}
+    letters = [
+        each.key for group in groups for each in read_dead_letters(mesh.settings(), f"{IMAGES}.{group}.dlq")
+    ]
+    for answer in deleted:
+        for link in ("results", "predictions", "image", "content"):
+            assert mesh.http.get(answer["links"][link]).status_code == 404
+        assert mesh.http.delete(answer["links"]["image"]).status_code == 204
+        assert answer["minio_path"] not in there
+        assert answer["image_id"].encode() not in letters
+
+
+def test_a_mesh_that_was_operated_on_fits_together(mesh: RunningMesh) -> None:
+    done = subprocess.run(
+        command(mesh, "reconcile", "--older-than", "0", "--look-only", "--json"),
+        capture_output=True,
+        text=True,
+        env=os.environ,
+    )
+    assert done.returncode == 0, done.stderr
+    # The simulated camera's pictures go on coming.
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert not [each for each in found if each["finding"] == "object without a row"], found
+
+
+def test_messages_of_old_and_new_services_are_served_side_by_side(mesh: RunningMesh) -> None:
+    path = mesh.store(f"versions/{uuid4()}.jpg", CAT.read_bytes())
+    ids = []
+    for golden in sorted(GOLDENS.glob("v*/*.json")):
+        message = json.loads(golden.read_text()) | {"image_id": f"version-{uuid4()}", "minio_path": path}
+        # What a digest claims has to be true.
+        message.pop("sha256", None)
+        message.pop("tasks", None)
+        mesh.publish(IMAGES, message["image_id"], json.dumps(message).encode())
+        ids.append(message["image_id"])
+    assert len(ids) >= 3
+    for image_id in ids:
+        assert [one["label"] for one in mesh.outcome(image_id)["predictions"]] == ["cat"] * 3

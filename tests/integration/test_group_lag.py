@@ -1,0 +1,164 @@
+"""How far groups are behind, as the broker of the stack tells it, and the gauges that are made of it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+from prometheus_client import REGISTRY
+
+from visionmesh.errors import Unavailable
+from visionmesh.group_lag import GroupLag, GroupLags, LagExporter
+from visionmesh.kafka import client_config
+from visionmesh.settings import Settings
+from visionmesh.stack import Stack
+
+DEADLINE = 30.0
+# A broker takes no message that is from the future.
+NOW = time.time()
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def settings(session_stack: Stack) -> Settings:
+    endpoints = session_stack.endpoints
+    return Settings(
+        kafka_bootstrap=endpoints.kafka_bootstrap,
+        kafka_group_protocol=endpoints.group_protocol,
+        kafka_fetch_wait_max_ms=endpoints.kafka_fetch_wait_max_ms or 100,
+    )
+
+
+@pytest.fixture
+def topic(settings: Settings) -> str:
+    name = f"lag-{uuid.uuid4().hex[:8]}"
+    admin = AdminClient(client_config(settings))
+    # The cluster inside librdkafka makes topics when they are asked for; it has no administration.
+    if settings.kafka_fetch_wait_max_ms == 10:
+        admin.list_topics(name, timeout=10)
+    else:
+        for future in admin.create_topics([NewTopic(name, 12, 1)]).values():
+            future.result()
+    return name
+
+
+@pytest.fixture
+def producer(settings: Settings) -> Iterator[Producer]:
+    producer = Producer(client_config(settings))
+    yield producer
+    assert producer.flush(DEADLINE) == 0
+
+
+def publish(producer: Producer, topic: str, partition: int, *ages: float) -> None:
+    """A message for each age in seconds, oldest first."""
+    errors: list[KafkaError | None] = []
+    for age in ages:
+        producer.produce(
+            topic,
+            b"{}",
+            partition=partition,
+            timestamp=int((NOW - age) * 1000),
+            on_delivery=lambda error, _: errors.append(error),
+        )
+    assert producer.flush(DEADLINE) == 0
+    assert errors == [None] * len(ages)
+
+
+def commit(settings: Settings, group: str, *places: tuple[str, int, int]) -> None:
+    """As a member would that is not there any more."""
+    consumer = Consumer(
+        client_config(settings) | {"group.id": group, "group.protocol": settings.kafka_group_protocol}
+    )
+    try:
+        consumer.commit(offsets=[TopicPartition(*place) for place in places], asynchronous=False)
+    finally:
+        consumer.close()
+
+
+def read(settings: Settings, *readers: tuple[str, str]) -> list[GroupLag]:
+    lags = GroupLags(settings, readers, now=lambda: NOW)
+    try:
+        # Twice: what was fetched before is known, and nothing is left behind that would change the answer.
+        first = lags.read()
+        assert lags.read() == first
+        return first
+    finally:
+        lags.close()
+
+
+def test_a_group_without_a_member_is_behind_by_what_it_left(
+    settings: Settings, topic: str, producer: Producer
+) -> None:
+    publish(producer, topic, 0, 500, 400, 300)
+    publish(producer, topic, 1, 60, 50)
+    commit(settings, "left", (topic, 0, 1), (topic, 1, 2), (topic, 2, 0))
+    commit(settings, "further", (topic, 0, 2), (topic, 1, 1), (topic, 2, 0))
+    never, left, further = read(settings, (topic, "never"), (topic, "left"), (topic, "further"))
+    assert (never.messages, never.seconds) == (5, pytest.approx(500, abs=0.01))
+    assert (left.messages, left.seconds) == (2, pytest.approx(400, abs=0.01))
+    assert (further.messages, further.seconds) == (2, pytest.approx(300, abs=0.01))
+
+
+def test_a_group_that_is_done_is_not_behind(settings: Settings, topic: str, producer: Producer) -> None:
+    publish(producer, topic, 2, 100)
+    commit(settings, "done", (topic, 2, 1))
+    assert read(settings, (topic, "done")) == [GroupLag("done", topic, 0, 0.0)]
+
+
+def test_a_topic_that_is_not_there_has_no_lag(settings: Settings, topic: str) -> None:
+    assert read(settings, ("no-such-topic", "any"), (topic, "any")) == [GroupLag("any", topic, 0, 0.0)]
+
+
+def test_a_broker_that_is_away_is_told() -> None:
+    lags = GroupLags(Settings(kafka_bootstrap="127.0.0.1:1"), [("t", "g")])
+    with pytest.raises(Unavailable):
+        lags.read()
+    lags.close()
+
+
+class ScriptedLags:
+    """Answers with what it is told to."""
+
+    def __init__(self) -> None:
+        self.answer: list[GroupLag] | Exception = []
+        self.looks = 0
+        self.is_closed = False
+
+    def read(self) -> list[GroupLag]:
+        self.looks += 1
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def gauge(name: str, group: str, topic: str) -> float | None:
+    return REGISTRY.get_sample_value(name, {"group": group, "topic": topic})
+
+
+@pytest.mark.parametrize("failure", [Unavailable("kafka", "away"), RuntimeError("a bug")])
+def test_old_values_are_not_shown_while_nobody_knows(failure: Exception) -> None:
+    lags = ScriptedLags()
+    lags.answer = [GroupLag("g", "t", 7, 42.0)]
+    with LagExporter(lambda: lags, look_seconds=0.01):
+        eventually(lambda: gauge("mesh_group_lag_messages", "g", "t") == 7, "a first look")
+        assert gauge("mesh_group_lag_seconds", "g", "t") == 42.0
+        lags.answer = failure
+        eventually(lambda: gauge("mesh_group_lag_messages", "g", "t") is None, "no value")
+        assert gauge("mesh_group_lag_seconds", "g", "t") is None
+        lags.answer = [GroupLag("g", "t", 0, 0.0)]
+        eventually(lambda: gauge("mesh_group_lag_messages", "g", "t") == 0, "the next look")
+    eventually(lambda: lags.is_closed, "an end")

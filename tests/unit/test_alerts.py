@@ -1,0 +1,131 @@
+"""Alerts and their runbooks: promtool runs the alerts' own tests, and what a runbook names is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import typer.main
+import yaml
+from click import Command, Group
+
+from prometheus_servers import promtool
+from promql import metrics_in
+from visionmesh.cli import app
+from visionmesh.observability import reference
+from visionmesh.settings import EdgeSettings, Settings, variable_of
+
+ROOT: Final = Path(__file__).parents[2]
+PROMETHEUS: Final = ROOT / "deploy/prometheus"
+RUNBOOKS: Final = sorted((ROOT / "deploy/runbooks").glob("*.md"))
+ALERTS: Final[list[dict[str, Any]]] = [
+    rule
+    for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
+    for rule in group["rules"]
+]
+TESTS: Final = ROOT / "tests/prometheus/alerts.yml"
+
+every_alert = pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+every_runbook = pytest.mark.parametrize("runbook", RUNBOOKS, ids=lambda file: file.stem)
+
+
+def test_the_alerts_own_tests_pass() -> None:
+    ended = subprocess.run([promtool(), "test", "rules", TESTS], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_prometheus_accepts_its_files() -> None:
+    ended = subprocess.run(
+        [promtool(), "check", "config", "prometheus.yml"],
+        cwd=PROMETHEUS, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"{len(ALERTS)} rules found" in ended.stdout
+
+
+@every_alert
+def test_an_alert_is_tried_firing_and_at_rest(alert: dict[str, Any]) -> None:
+    tried = [
+        bool(one.get("exp_alerts"))
+        for test in yaml.safe_load(TESTS.read_text())["tests"]
+        for one in test["alert_rule_test"]
+        if one["alertname"] == alert["alert"]
+    ]
+    assert set(tried) == {True, False}
+
+
+@every_alert
+def test_an_alert_says_what_it_is_and_where_its_runbook_is(alert: dict[str, Any]) -> None:
+    assert alert["labels"]["severity"] in ("warning", "critical")
+    assert alert["annotations"]["summary"].endswith(".")
+    runbook = ROOT / alert["annotations"]["runbook"]
+    assert f"**{alert['alert']}**" in runbook.read_text() or f"## {alert['alert']}" in runbook.read_text()
+    index = (ROOT / "deploy/runbooks/README.md").read_text()
+    (line,) = (line for line in index.splitlines() if f"[{runbook.name}]({runbook.name})" in line)
+    assert re.search(rf"\b{alert['alert']}\b", line)
+
+
+@every_alert
+def test_an_alert_asks_for_metrics_of_the_closed_list(alert: dict[str, Any]) -> None:
+    used = metrics_in(re.sub(r'"[^"]*"', "", alert["expr"]))
+    assert used
+    assert used <= reference.series()
+
+
+def test_prometheus_reads_the_alerts() -> None:
+    settings = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    assert settings["rule_files"] == ["alerts.yml"]
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["prometheus"]
+    assert "./deploy/prometheus:/etc/prometheus:ro" in compose["volumes"]
+
+
+@every_runbook
+def test_links_lead_somewhere(runbook: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", runbook.read_text()):
+        assert (runbook.parent / link).is_file(), link
+    for path in re.findall(r"`((?:deploy|docs|shared|tests)/[\w./-]+)`", runbook.read_text()):
+        assert (ROOT / path).exists(), path
+
+
+@every_runbook
+def test_commands_exist(runbook: Path) -> None:
+    for words in re.findall(r"\bmesh ((?:[a-z]+ ?){1,2})", "\n".join(commands(runbook))):
+        command: Command = typer.main.get_command(app)
+        for word in words.split():
+            if not isinstance(command, Group):
+                break
+            assert word in command.commands, f"mesh {words}"
+            command = command.commands[word]
+
+
+@every_runbook
+def test_variables_are_settings(runbook: Path) -> None:
+    known = {variable_of(field) for field in Settings.model_fields}
+    known |= {f"MESH_{field.upper()}" for field in Settings.model_fields}
+    known |= {variable_of(field, EdgeSettings) for field in EdgeSettings.model_fields}
+    known |= set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text()))
+    known |= set(re.findall(r"^ +([A-Z_]+):", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\b(?:MESH|EDGE|OCR|EXTRACTOR|KAFKA)_[A-Z_]*[A-Z]\b", runbook.read_text()))
+    assert named <= known
+
+
+def test_reasons_of_dead_letters_are_those_of_the_code() -> None:
+    text = (ROOT / "deploy/runbooks/dead-letters.md").read_text()
+    table = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    source = "".join(
+        file.read_text() for folder in ("shared", "services") for file in (ROOT / folder).rglob("*.py")
+    )
+    codes = re.findall(r"`(\w+)`", " ".join(table))
+    assert len(codes) > 8
+    for code in codes:
+        assert f'"{code}"' in source, code
+
+
+def commands(runbook: Path) -> list[str]:
+    """The lines that a runbook says to type, and what it names in the text."""
+    text = runbook.read_text()
+    lines = [line.partition("#")[0] for line in text.splitlines() if line.startswith("    ")]
+    return lines + re.findall(r"`(mesh [^`]+)`", text)

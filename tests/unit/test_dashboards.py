@@ -1,0 +1,144 @@
+"""The dashboards as data: the committed files are those of the code, and say what they show."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from boards.__main__ import BOARDS
+from boards.panels import FOLDER, rendered
+from promql import metrics_in
+from visionmesh.observability import metrics, reference
+
+ROOT: Final = Path(__file__).parents[2]
+PROVISIONING: Final = ROOT / "deploy/grafana/provisioning"
+GRAFANA: Final[dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][
+    "grafana"
+]
+
+DASHBOARDS: Final[dict[str, dict[str, Any]]] = {
+    file.stem: json.loads(file.read_text()) for file in sorted(FOLDER.glob("*.json"))
+}
+PANELS: Final = [
+    pytest.param(panel, id=f"{name}-{panel['id']}-{panel['title']}")
+    for name, board in DASHBOARDS.items()
+    for panel in board["panels"]
+    if panel["type"] != "row"
+]
+EXPRESSIONS: Final = {
+    target["expr"]
+    for board in DASHBOARDS.values()
+    for panel in board["panels"]
+    for target in panel.get("targets", [])
+    if "expr" in target
+}
+
+every_board = pytest.mark.parametrize("name", DASHBOARDS)
+every_panel = pytest.mark.parametrize("panel", PANELS)
+
+
+def test_the_committed_files_are_those_of_the_code() -> None:
+    assert DASHBOARDS.keys() == BOARDS.keys()
+    for name, board in BOARDS.items():
+        assert (FOLDER / f"{name}.json").read_text() == rendered(board()), "run `make dashboards`"
+
+
+@every_panel
+def test_a_panel_says_what_it_shows_and_in_what_unit(panel: dict[str, Any]) -> None:
+    assert panel["title"]
+    assert len(panel["description"]) > 20
+    assert panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert panel["targets"]
+    references = [target["refId"] for target in panel["targets"]]
+    assert len(references) == len(set(references))
+
+
+@every_panel
+def test_a_panel_asks_a_data_source_that_is_provisioned(panel: dict[str, Any]) -> None:
+    provisioned = {
+        (source["type"], source["uid"])
+        for file in (PROVISIONING / "datasources").glob("*.yaml")
+        for source in yaml.safe_load(file.read_text())["datasources"]
+    }
+    for target in panel["targets"]:
+        assert (target["datasource"]["type"], target["datasource"]["uid"]) in provisioned
+
+
+@pytest.mark.parametrize("expression", sorted(EXPRESSIONS))
+def test_a_query_asks_for_metrics_of_the_closed_list(expression: str) -> None:
+    used = metrics_in(expression)
+    assert used
+    assert used <= reference.series()
+
+
+def test_everything_that_is_counted_is_on_a_panel() -> None:
+    shown = set[str]().union(*map(metrics_in, EXPRESSIONS))
+    counted = {one.name for one in reference.described() if one.kind == "counter"}
+    assert counted <= shown
+    # And of the others, all but those whose place another has.
+    timed = {f"{one.name}_bucket" for one in reference.described() if one.kind == "histogram"}
+    assert timed - shown == {"mesh_batch_size_bucket"}
+
+
+def test_every_gauge_is_on_a_panel() -> None:
+    shown = set[str]().union(*map(metrics_in, EXPRESSIONS))
+    assert {one.name for one in reference.described() if one.kind == "gauge"} <= shown
+    assert set(metrics.FOREIGN) <= shown
+
+
+@pytest.mark.parametrize("expression", sorted(EXPRESSIONS))
+def test_counters_are_shown_by_what_they_gain(expression: str) -> None:
+    for function in re.findall(r"(\w*)\(mesh_\w+_(?:total|bucket|sum|count)\b", expression):
+        assert function in ("rate", "increase", "last_over_time")
+
+
+@every_board
+def test_panels_do_not_overlap_and_stay_on_the_grid(name: str) -> None:
+    panels = DASHBOARDS[name]["panels"]
+    boxes = [(panel["title"], panel["gridPos"]) for panel in panels]
+    assert all(box["x"] >= 0 and box["x"] + box["w"] <= 24 and box["h"] > 0 for _, box in boxes)
+    for (one, a), (other, b) in itertools.combinations(boxes, 2):
+        apart = (
+            a["x"] + a["w"] <= b["x"]
+            or b["x"] + b["w"] <= a["x"]
+            or a["y"] + a["h"] <= b["y"]
+            or b["y"] + b["h"] <= a["y"]
+        )
+        assert apart, f"{one} lies over {other}"
+    identities = [panel["id"] for panel in panels]
+    assert len(identities) == len(set(identities))
+
+
+@every_board
+def test_a_line_of_panels_leaves_no_gap(name: str) -> None:
+    widths: dict[int, int] = {}
+    for panel in DASHBOARDS[name]["panels"]:
+        widths[panel["gridPos"]["y"]] = widths.get(panel["gridPos"]["y"], 0) + panel["gridPos"]["w"]
+    assert set(widths.values()) == {24}
+
+
+@every_board
+def test_a_board_can_be_reached_from_the_others_and_is_not_changed_by_hand(name: str) -> None:
+    board = DASHBOARDS[name]
+    others = {f"/d/{other['uid']}" for other in DASHBOARDS.values()} - {f"/d/{board['uid']}"}
+    assert {link["url"] for link in board["links"]} == others
+    assert board["editable"] is False
+    assert board["schemaVersion"] <= 42, "the newest that the pinned Grafana reads"
+
+
+def test_grafana_finds_its_data_sources_and_its_dashboards() -> None:
+    (source,) = yaml.safe_load((PROVISIONING / "datasources/prometheus.yaml").read_text())["datasources"]
+    assert (source["uid"], source["url"]) == ("prometheus", "http://prometheus:9090")
+    (provider,) = yaml.safe_load((PROVISIONING / "dashboards/visionmesh.yaml").read_text())["providers"]
+    assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in GRAFANA["volumes"]
+    home = GRAFANA["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == f"{provider['options']['path']}/overview.json"
+    scrape = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["global"]
+    assert source["jsonData"]["timeInterval"] == scrape["scrape_interval"]

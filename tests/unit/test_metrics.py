@@ -1,0 +1,117 @@
+"""The closed list of metrics, its document, and what is read of the process."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY
+
+from visionmesh.observability import reference
+from visionmesh.observability.process import ProcessFamily, family_usage
+
+
+def test_the_committed_document_is_current() -> None:
+    assert reference.PATH.read_text() == reference.render(), (
+        "run `python -m visionmesh.observability.reference`"
+    )
+
+
+def test_nothing_is_exposed_that_is_not_in_the_list() -> None:
+    exposed = {family.name for family in REGISTRY.collect() if family.name.startswith("mesh_")}
+    listed = {re.sub(r"_(total|info)$", "", one.name) for one in reference.described()}
+    # A test that runs in the same process may have metrics of its own; the mesh has none elsewhere.
+    assert listed >= {re.sub(r"_(total|info)$", "", name) for name in exposed}
+
+
+@pytest.mark.parametrize("metric", reference.described(), ids=lambda one: one.name)
+def test_a_metric_follows_the_naming_of_prometheus(metric: reference.Described) -> None:
+    assert re.fullmatch(r"mesh_[a-z0-9]+(_[a-z0-9]+)*", metric.name)
+    assert metric.name.endswith("_total") == (metric.kind == "counter")
+    assert not re.search(r"_(ms|milliseconds|minutes|kb|mb|percent)(_|$)", metric.name), "base units"
+    assert metric.text.endswith(".")
+    assert not {"image_id", "key", "path", "offset"} & set(metric.labels), "a series for every one"
+
+
+@contextmanager
+def busy_child() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of 50 MB that worked a little, and waits."""
+    program = "x = bytearray(50_000_000); sum(range(3_000_000)); print(flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdin is not None
+    child.stdout.readline()
+    try:
+        yield child
+    finally:
+        child.stdin.close()
+        child.wait()
+        child.stdout.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_children_are_counted_while_they_live_and_after() -> None:
+    before = family_usage(os.getpid())
+    assert before is not None
+    with busy_child():
+        during = family_usage(os.getpid())
+    after = family_usage(os.getpid())
+    assert during is not None
+    assert after is not None
+    assert during.processes == before.processes + 1
+    assert during.resident_bytes > before.resident_bytes + 40_000_000
+    assert after.processes == before.processes
+    assert before.cpu_seconds < during.cpu_seconds <= after.cpu_seconds
+
+
+def write_process(proc: Path, pid: int, name: str, parent: int, *, ticks: int, pages: int) -> None:
+    folder = proc / str(pid)
+    folder.mkdir()
+    fields = ["S", str(parent), *["0"] * 9, str(ticks), "0", "0", "0", *["0"] * 6, str(pages), *["0"] * 20]
+    (folder / "stat").write_text(f"{pid} ({name}) {' '.join(fields)}\n")
+
+
+def test_a_family_is_told_from_its_neighbours_whatever_they_are_called(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("")
+    write_process(tmp_path, 10, "mesh", 1, ticks=100, pages=1)
+    write_process(tmp_path, 11, "a) S 1 (b", 10, ticks=200, pages=2)
+    write_process(tmp_path, 12, "grandchild", 11, ticks=400, pages=4)
+    write_process(tmp_path, 13, "stranger", 1, ticks=800, pages=8)
+    (tmp_path / "14").mkdir()  # ended between the listing and the look
+    usage = family_usage(10, proc=tmp_path)
+    assert usage is not None
+    assert usage.processes == 3
+    assert usage.cpu_seconds == 700 / os.sysconf("SC_CLK_TCK")
+    assert usage.resident_bytes == 7 * os.sysconf("SC_PAGE_SIZE")
+    assert family_usage(99, proc=tmp_path) is None
+    assert family_usage(10, proc=tmp_path / "none") is None
+
+
+def values(family: ProcessFamily) -> dict[str, float]:
+    return {sample.name: sample.value for metric in family.collect() for sample in metric.samples}
+
+
+def test_a_container_tells_its_limit_and_its_kills(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("2147483648\n")
+    (tmp_path / "memory.current").write_text("1073741824\n")
+    (tmp_path / "memory.stat").write_text("anon 900000000\ninactive_file 73741824\n")
+    (tmp_path / "memory.events").write_text("low 0\noom 2\noom_kill 1\n")
+    found = values(ProcessFamily(cgroup=tmp_path))
+    assert found["mesh_memory_limit_bytes"] == 2 * 1024**3
+    assert found["mesh_memory_used_bytes"] == 1_000_000_000
+    assert found["mesh_memory_kills_total"] == 1
+    assert 0 <= found["mesh_disk_free_bytes"] <= found["mesh_disk_size_bytes"]
+
+
+@pytest.mark.parametrize("limit", ["max\n", None])
+def test_without_a_limit_there_is_none(limit: str | None, tmp_path: Path) -> None:
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+    found = values(ProcessFamily(cgroup=tmp_path, proc=tmp_path / "none"))
+    assert not {name for name in found if not name.startswith("mesh_disk")}

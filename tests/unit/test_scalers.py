@@ -1,0 +1,298 @@
+"""Replicas that are counted, changed and replaced: of `mesh up` by orders, of compose by Docker."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from visionmesh import mesh as supervisor
+from visionmesh import orders
+from visionmesh.autoscale import ScaleError
+from visionmesh.mesh import Mesh, MeshError, Service, running_file
+from visionmesh.scalers import ComposeReplicas, MeshReplicas
+
+DEADLINE_SECONDS = 60.0
+
+# Ready at once; says in `/ready` nothing, and ends at SIGTERM.
+PROGRAM = """
+import http.server, os, signal, sys
+class Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if not os.path.exists(os.environ["BROKEN"]) else 503)
+        self.end_headers()
+    def log_message(self, *_): pass
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+http.server.HTTPServer(("127.0.0.1", int(os.environ["MESH_HTTP_PORT"])), Ready).serve_forever()
+"""
+
+WORKER = Service("worker", "stand_in", None)
+DEVICE = Service("device", "stand_in", None, scalable=False)
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file as long as which is there no process that is started gets ready."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "stand_in.py").write_text(PROGRAM)
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+    monkeypatch.setenv("BROKEN", str(tmp_path / "broken"))
+    return tmp_path / "broken"
+
+
+@contextmanager
+def tended(directory: Path, scale: dict[str, int]) -> Iterator[Mesh]:
+    """A mesh of stand-ins that a thread tends."""
+    mesh = Mesh(directory, services=(WORKER, DEVICE), scale=scale, ports="free")
+    ended = threading.Event()
+    with mesh.started({}):
+        mesh.wait_until_ready(DEADLINE_SECONDS)
+        thread = threading.Thread(target=mesh.keep, args=(ended.is_set,))
+        thread.start()
+        try:
+            yield mesh
+        finally:
+            ended.set()
+            thread.join()
+
+
+def pids(mesh: Mesh) -> list[int | None]:
+    return [replica.pid for replica in mesh.replicas if replica.service is WORKER]
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_gone(pid: int | None) -> bool:
+    assert pid is not None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_replicas_come_and_go_while_the_mesh_runs(tmp_path: Path, broken: Path) -> None:
+    with tended(tmp_path, {"worker": 1}) as mesh:
+        replicas = MeshReplicas(tmp_path)
+        assert replicas.replicas() == {"worker": 1, "device": 1}
+        (first,) = pids(mesh)
+        replicas.scale("worker", 3)
+        assert replicas.replicas() == {"worker": 3, "device": 1}
+        assert pids(mesh)[0] == first, "what was there goes on"
+        further = pids(mesh)[1:]
+        replicas.scale("worker", 1)
+        assert replicas.replicas() == {"worker": 1, "device": 1}
+        assert pids(mesh) == [first]
+        until(lambda: all(is_gone(pid) for pid in further))
+        replicas.scale("worker", 0)
+        replicas.scale("worker", 1)
+        assert pids(mesh) != [first]
+
+
+def test_what_can_not_be_is_answered_with_the_reason(tmp_path: Path, broken: Path) -> None:
+    with tended(tmp_path, {}) as mesh:
+        replicas = MeshReplicas(tmp_path)
+        with pytest.raises(ScaleError, match="no service 'wroker'"):
+            replicas.scale("wroker", 2)
+        with pytest.raises(ScaleError, match="one device"):
+            replicas.scale("device", 2)
+        assert len(mesh.replicas) == 2
+        assert not list((tmp_path / "orders").iterdir())
+
+
+def test_every_replica_is_replaced_and_never_fewer_are_ready(tmp_path: Path, broken: Path) -> None:
+    with tended(tmp_path, {"worker": 2}) as mesh:
+        before = pids(mesh)
+        urls = [replica.url for replica in mesh.replicas if replica.service is WORKER]
+        fewest = 2
+        ended = threading.Event()
+
+        def watch() -> None:
+            nonlocal fewest
+            while not ended.is_set():
+                urls = [replica.url for replica in list(mesh.replicas) if replica.service is WORKER]
+                ready = sum(supervisor.why_not_ready(url) is None for url in urls)
+                # Between the list and the questions a replica may have been let go.
+                if urls == [replica.url for replica in list(mesh.replicas) if replica.service is WORKER]:
+                    fewest = min(fewest, ready)
+                time.sleep(0.01)
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        MeshReplicas(tmp_path).restart("worker")
+        ended.set()
+        watching.join()
+        assert not set(before) & set(pids(mesh))
+        assert [replica.url for replica in mesh.replicas if replica.service is WORKER] == urls
+        assert fewest == 2
+        assert all(is_gone(pid) for pid in before)
+
+
+def test_what_does_not_get_ready_ends_a_restart_before_anything_is_replaced(
+    tmp_path: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tended(tmp_path, {"worker": 2}) as mesh:
+        before = pids(mesh)
+        broken.touch()
+        monkeypatch.setattr(supervisor, "READY_SECONDS", 1.0)
+        with pytest.raises(ScaleError, match="worker-3 is not ready"):
+            MeshReplicas(tmp_path).restart("worker")
+        assert pids(mesh) == before
+        broken.unlink()
+        monkeypatch.setattr(supervisor, "READY_SECONDS", DEADLINE_SECONDS)
+        MeshReplicas(tmp_path).restart("worker")
+        assert not set(before) & set(pids(mesh))
+
+
+def test_a_device_is_replaced_in_its_place(tmp_path: Path, broken: Path) -> None:
+    with tended(tmp_path, {}) as mesh:
+        (before,) = (replica.pid for replica in mesh.replicas if replica.service is DEVICE)
+        MeshReplicas(tmp_path).restart("device")
+        (after,) = (replica.pid for replica in mesh.replicas if replica.service is DEVICE)
+        assert after != before
+        assert is_gone(before)
+
+
+def test_a_mesh_that_is_not_there_is_no_answer(tmp_path: Path) -> None:
+    with pytest.raises(ScaleError, match="No mesh runs"):
+        MeshReplicas(tmp_path).replicas()
+    given = orders.give(tmp_path, orders.Restart("worker"))
+    with pytest.raises(orders.OrderError, match="has ended"):
+        orders.wait(given, lambda: False)
+    assert orders.next_given(tmp_path) is None
+
+
+def test_orders_are_taken_as_they_were_given(tmp_path: Path) -> None:
+    wanted = [orders.Scale("a", 2), orders.Restart("b"), orders.Scale("a", 1)]
+    for order in wanted:
+        orders.give(tmp_path, order)
+    taken = []
+    while (given := orders.next_given(tmp_path)) is not None:
+        taken.append(given.order)
+        given.done()
+    assert taken == wanted
+
+
+def test_an_order_that_can_not_be_read_holds_up_none(tmp_path: Path) -> None:
+    given = orders.give(tmp_path, orders.Scale("a", 2))
+    given.path.write_text('{"type": "explode"}')
+    second = orders.give(tmp_path, orders.Restart("b"))
+    found = orders.next_given(tmp_path)
+    assert found is not None
+    assert found.path == second.path
+    with pytest.raises(orders.OrderError, match="can't be read"):
+        orders.wait(given, lambda: True)
+
+
+def test_what_was_asked_of_a_mesh_that_has_ended_is_forgotten(tmp_path: Path, broken: Path) -> None:
+    orders.give(tmp_path, orders.Scale("worker", 5))
+    with tended(tmp_path, {"worker": 1}) as mesh:
+        assert len(pids(mesh)) == 1
+
+
+def test_a_step_of_a_scale_that_can_not_be_raises(tmp_path: Path) -> None:
+    mesh = Mesh(tmp_path, services=(DEVICE,), ports="free")
+    with pytest.raises(MeshError):
+        next(mesh.scale("device", 2))
+
+
+# `docker` as far as it is asked: containers are lines of a file, the calls are written down.
+DOCKER = """#!/usr/bin/env python3
+import json, os, pathlib, sys, uuid
+folder = pathlib.Path(os.environ["DOCKER_DOUBLE"])
+containers = json.loads((folder / "containers").read_text())
+arguments = sys.argv[1:]
+with (folder / "calls").open("a") as calls:
+    calls.write(" ".join(arguments) + "\\n")
+if arguments[:2] == ["compose", "ps"]:
+    if "--quiet" in arguments:
+        print("\\n".join(name for name, service in containers.items() if service == arguments[-1]))
+    else:
+        print("\\n".join(containers.values()))
+elif arguments[:2] == ["compose", "up"]:
+    service, _, count = arguments[arguments.index("--scale") + 1].partition("=")
+    there = [name for name, each in containers.items() if each == service]
+    for name in there[int(count):]:
+        del containers[name]
+    for _ in range(int(count) - len(there)):
+        containers[uuid.uuid4().hex] = service
+    if service == "broken":
+        (folder / "containers").write_text(json.dumps(containers))
+        sys.exit("container broken-2 is unhealthy")
+elif arguments[0] == "rm":
+    del containers[arguments[-1]]
+(folder / "containers").write_text(json.dumps(containers))
+"""
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a double of Docker with three containers."""
+    program = tmp_path / "bin" / "docker"
+    program.parent.mkdir()
+    program.write_text(DOCKER)
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("DOCKER_DOUBLE", str(tmp_path))
+    there = {"fast-1": "fast", "fast-2": "fast", "kafka-1": "kafka"}
+    (tmp_path / "containers").write_text(json.dumps(there))
+    return tmp_path
+
+
+def test_containers_are_counted_by_service(docker: Path) -> None:
+    assert ComposeReplicas().replicas() == {"fast": 2, "kafka": 1}
+
+
+def test_containers_come_and_go_and_the_others_are_left_alone(docker: Path) -> None:
+    replicas = ComposeReplicas()
+    replicas.scale("fast", 4)
+    assert replicas.replicas() == {"fast": 4, "kafka": 1}
+    replicas.scale("fast", 1)
+    assert json.loads((docker / "containers").read_text()) == {"fast-1": "fast", "kafka-1": "kafka"}
+    calls = (docker / "calls").read_text().splitlines()
+    assert all("--no-recreate" in call and "--no-deps" in call for call in calls if " up " in call)
+
+
+def test_containers_are_replaced_one_by_one_after_a_new_one_is_healthy(docker: Path) -> None:
+    replicas = ComposeReplicas()
+    replicas.restart("fast")
+    assert replicas.replicas() == {"fast": 2, "kafka": 1}
+    assert not {"fast-1", "fast-2"} & set(json.loads((docker / "containers").read_text()))
+    calls = [call.split() for call in (docker / "calls").read_text().splitlines()[:-1]]
+    steps = [call[0] for call in calls if "ps" not in call]
+    assert steps == ["compose", "stop", "rm"] * 2
+
+
+def test_what_docker_says_is_the_reason(docker: Path) -> None:
+    there = {"broken-1": "broken"}
+    (docker / "containers").write_text(json.dumps(there))
+    with pytest.raises(ScaleError, match="broken-2 is unhealthy"):
+        ComposeReplicas().restart("broken")
+    assert json.loads((docker / "containers").read_text()) == there
+    with pytest.raises(ScaleError, match="No container of nothing"):
+        ComposeReplicas().restart("nothing")
+
+
+def test_no_docker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ScaleError, match="docker can't be run"):
+        ComposeReplicas().replicas()
+
+
+def test_the_state_of_a_mesh_that_died_is_none(tmp_path: Path) -> None:
+    running_file(tmp_path).write_text(json.dumps({"pid": 2**22 + 1, "replicas": []}))
+    with pytest.raises(ScaleError):
+        MeshReplicas(tmp_path).replicas()
