@@ -96,7 +96,8 @@ def _settings(sensor: str) -> EdgeSettings:
 
     if sensor not in VALUES:
         fail(f"There is no sensor {sensor!r}; there are {', '.join(VALUES)}.", 2)
-    # What a driver has to say stays out of the readings.
+    # What a driver has to say stays out of the readings. `configure` replaces only what it is given.
+    structlog.reset_defaults()
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     return get_edge_settings().model_copy(update={"sensors": (sensor,), "upload_url": None})
 
