@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from visionmesh.cli import app
+from visionmesh.settings import get_settings
 
 
 def qr(*arguments: str) -> tuple[Result, list[dict[str, Any]]]:
@@ -84,7 +85,11 @@ def test_an_unknown_profile_says_which_there_are(folder: Path) -> None:
     assert "ultralight" in result.stderr
 
 
-def test_a_profile_without_its_locators_is_said(folder: Path) -> None:
+def test_a_profile_without_its_locators_is_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = get_settings().model_copy(update={"models_dir": tmp_path})
+    monkeypatch.setattr("visionmesh.settings.get_settings", lambda: bare)
     result, _ = qr(str(folder), "--profile", "locator-l")
     assert result.exit_code == 2
     assert "No locator that profile 'locator-l' asks" in result.stderr
