@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import waiting
 from edge_publisher.devices.protocol import DeviceState, Reading
 from edge_publisher.publisher import Sink
 from edge_publisher.queue import ReadingQueue
@@ -18,13 +19,7 @@ from edge_publisher.service import StoreAndForward
 
 DEADLINE_SECONDS = 60.0
 
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    """Waits until it does; nothing is asserted about how long that takes."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS:.0f} s: {what}"
-        time.sleep(0.01)
+eventually = partial(waiting.eventually, seconds=DEADLINE_SECONDS)
 
 
 def reading(number: int, sensor: str = "tfluna", device_id: str = "pi-1", **values: Any) -> Reading:

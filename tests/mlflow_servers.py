@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import urllib3
 
+import waiting
 from training.tables import toml
 from visionmesh.mlflow import Mlflow
 from visionmesh.settings import Settings
@@ -20,12 +21,7 @@ from visionmesh.stack.ports import free_port
 # How long anything may take on a busy machine; nothing is asserted about how long it did take.
 DEADLINE = 150.0
 
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
-        time.sleep(0.02)
+eventually = partial(waiting.eventually, seconds=DEADLINE)
 
 
 class Server(Protocol):

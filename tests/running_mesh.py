@@ -85,6 +85,19 @@ class RunningMesh:
 
         return until(ended, f"end of {image_id}")
 
+    def result_of(self, worker: str, image_id: str) -> dict[str, Any]:
+        """`GET /results/{image_id}` once this worker has looked at it."""
+
+        def ended() -> dict[str, Any] | None:
+            answer = self.http.get(f"/results/{image_id}")
+            if answer.status_code != 200:
+                return None
+            found: dict[str, Any] = answer.json()
+            states = {one["worker"]: one["state"] for one in found["outcomes"]}
+            return found if states.get(worker, "running") != "running" else None
+
+        return until(ended, f"end of {worker} with {image_id}")
+
     def dead_letter(self, topic: str, group: str, key: str) -> DeadLetter:
         def found() -> DeadLetter | None:
             letters = read_dead_letters(self.settings(), f"{topic}.{group}.dlq")

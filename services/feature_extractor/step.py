@@ -29,7 +29,7 @@ from visionmesh.observability import metrics
 from visionmesh.registry import ModelSource
 from visionmesh.results import FeaturesRow, Row, ShadowFeaturesRow
 from visionmesh.topics import FEATURES
-from visionmesh.worker.step import Done, Outgoing, Skipped, Step, Verdict
+from visionmesh.worker.step import Done, Outgoing, Skipped, Step, Verdict, not_asked
 
 TASK: Final = "classify"
 
@@ -104,7 +104,7 @@ class _Batch:
     def look(self, message: ImageUploaded) -> str | Skipped | Rejected:
         """The digest of the picture, when its descriptors are known or can now be computed or refused."""
         if not message.asks_for(TASK):
-            return Skipped(f"task_not_asked: {TASK} is not among the tasks of this picture")
+            return not_asked(TASK)
         claim = _claim(message)
         if claim is not None and claim in self._descriptors:
             return claim

@@ -32,9 +32,6 @@ _EXTENSIONS: Final[dict[str, str]] = {
     "application/pdf": "pdf",
 }
 
-# The largest that any worker takes, which is ocr-worker: a scan of 12,000 x 12,000.
-_LIMITS: Final = images.Limits(pixels=150_000_000)
-
 # How many bytes tell a media type (`images.media_type`).
 SNIFF_BYTES: Final = 64
 
@@ -131,7 +128,7 @@ def read_header(start: bytes, *, complete: bool) -> Header:
     if not images.is_decodable(media_type):
         return Header(media_type, extension, None, None)
     try:
-        info = images.probe(start, limits=_LIMITS)
+        info = images.probe(start, limits=images.SCAN)
     except Rejected as error:
         if complete or error.code == "too_many_pixels":
             raise

@@ -30,8 +30,7 @@ _LONGER_SIDE_INCHES: Final = 11.69
 
 _JPEG_QUALITY: Final = 90
 
-# Of a page that is read, and of the picture of it that the PDF gets: 600 dpi of a sheet of A4.
-_MOST_PIXELS: Final = 150_000_000
+# Of the picture of a page that the PDF gets: 600 dpi of a sheet of A4.
 _PIXELS_KEPT: Final = 40_000_000
 
 # Of a line's height: what is below the baseline.
@@ -91,8 +90,7 @@ def _as_pdf(asked: Asked) -> bytes:
         except Exception:
             pass
     jpegs = []
-    taken = images.Limits(pixels=_MOST_PIXELS)
-    for page in images.pages(asked.data, at_most=_PIXELS_KEPT, limits=taken):
+    for page in images.pages(asked.data, at_most=_PIXELS_KEPT, limits=images.SCAN):
         file = io.BytesIO()
         Image.fromarray(page.picture).save(file, "JPEG", quality=_JPEG_QUALITY)
         jpegs.append(file.getvalue())

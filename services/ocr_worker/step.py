@@ -13,7 +13,7 @@ from ocr_worker.reading import Read
 from visionmesh.contracts import ImageUploaded
 from visionmesh.errors import Rejected
 from visionmesh.results import OcrDocumentRow
-from visionmesh.worker.step import Done, Skipped, Step, Verdict
+from visionmesh.worker.step import Done, Step, Verdict, not_asked
 
 TASK: Final = "ocr"
 
@@ -31,7 +31,7 @@ def make_step(fetch: Fetch, read: Read, *, processes: int = 1) -> Step[ImageUplo
 
     def verdict(message: ImageUploaded) -> Verdict:
         if not message.asks_for(TASK):
-            return Skipped(f"task_not_asked: {TASK} is not among the tasks of this picture")
+            return not_asked(TASK)
         try:
             document = read(fetch(message.minio_path))
         except Rejected as error:

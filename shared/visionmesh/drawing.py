@@ -21,9 +21,6 @@ _FIRST_CORNER: Final = (220, 0, 0)
 # Characters of a text that are written beside its outline.
 _LABEL: Final = 40
 
-# The largest scan that is read is also drawn on.
-_LIMITS: Final = images.Limits(pixels=150_000_000)
-
 # A larger page is reduced, so that the largest does not take more memory and time than a child has.
 _PIXELS_DRAWN: Final = 25_000_000
 
@@ -110,7 +107,7 @@ def _scaled(outline: Outline, scale: float) -> Outline:
 def _page(asked: Asked) -> images.Page:
     if images.media_type(asked.data[:64]) == "application/pdf":
         return _page_of_pdf(asked)
-    pages = images.pages(asked.data, at_most=_PIXELS_DRAWN, limits=_LIMITS, first=asked.page)
+    pages = images.pages(asked.data, at_most=_PIXELS_DRAWN, limits=images.SCAN, first=asked.page)
     page = next(pages, None)
     if page is None:
         raise Rejected("not_found", f"The file has no page {asked.page}.")

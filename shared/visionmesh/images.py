@@ -41,6 +41,10 @@ class Limits:
 
 LIMITS: Final = Limits()
 
+# The largest page whose text is read, 12,000 x 12,000 as large scanners give it. What is taken, drawn on and
+# made a PDF of goes as far.
+SCAN: Final = Limits(pixels=150_000_000)
+
 # Pillow's own check raises beyond twice this; beyond once it only warns, in the log of whoever takes pictures
 # of that size, and `Limits` refuses.
 Image.MAX_IMAGE_PIXELS = LIMITS.pixels

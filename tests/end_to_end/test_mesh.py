@@ -102,16 +102,7 @@ def test_a_task_that_is_not_the_extractors_is_no_failure(mesh: RunningMesh) -> N
 
 def decoded(mesh: RunningMesh, image_id: str) -> dict[str, Any]:
     """`GET /results/{image_id}` once its codes were looked for."""
-
-    def ended() -> dict[str, Any] | None:
-        answer = mesh.http.get(f"/results/{image_id}")
-        if answer.status_code != 200:
-            return None
-        found: dict[str, Any] = answer.json()
-        states = {one["worker"]: one["state"] for one in found["outcomes"]}
-        return found if states.get(DECODER, "running") != "running" else None
-
-    return until(ended, f"codes of {image_id}")
+    return mesh.result_of(DECODER, image_id)
 
 
 def qr_picture(*contents: str) -> bytes:

@@ -53,16 +53,7 @@ def pdf(*pages: str) -> bytes:
 
 def read(mesh: RunningMesh, image_id: str) -> dict[str, Any]:
     """`GET /results/{image_id}` once its text was looked for."""
-
-    def ended() -> dict[str, Any] | None:
-        answer = mesh.http.get(f"/results/{image_id}")
-        if answer.status_code != 200:
-            return None
-        found: dict[str, Any] = answer.json()
-        states = {one["worker"]: one["state"] for one in found["outcomes"]}
-        return found if states.get(WORKER, "running") != "running" else None
-
-    return until(ended, f"text of {image_id}")
+    return mesh.result_of(WORKER, image_id)
 
 
 def result(mesh: RunningMesh, task_id: str) -> dict[str, Any]:

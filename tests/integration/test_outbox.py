@@ -15,8 +15,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from confluent_kafka import Consumer
 from minio import Minio
 from PIL import Image
 
+import waiting
 from ingest_api.outbox import Outbox
 from visionmesh.database import Database, migrate
 from visionmesh.errors import Unavailable
@@ -40,12 +42,7 @@ from visionmesh.topics import IMAGES
 
 DEADLINE = 30.0
 
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
-        time.sleep(0.02)
+eventually = partial(waiting.eventually, seconds=DEADLINE)
 
 
 class SlowPublisher(MemoryPublisher):

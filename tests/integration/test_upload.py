@@ -7,11 +7,11 @@ import json
 import socket
 import struct
 import threading
-import time
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pytest
 import uvicorn
 from PIL import Image, ImageChops
 
+import waiting
 from ingest_api.__main__ import compose, fitted_consensus
 from ingest_api.searchable_pdf import searchable_pdf
 from visionmesh.drawing import draw_on
@@ -39,12 +40,7 @@ DEADLINE = 20.0
 MAX_BYTES = 8 * 1024 * 1024
 MAX_FILES = 5
 
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
-        time.sleep(0.01)
+eventually = partial(waiting.eventually, seconds=DEADLINE)
 
 
 def jpeg(seed: int = 0, width: int = 64, height: int = 48) -> bytes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -15,6 +15,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+import waiting
 from visionmesh.contracts import ImageFeatures, ImageUploaded
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.kafka import (
@@ -40,12 +41,7 @@ from visionmesh.worker.step import Done, Outgoing, Skipped, Step, Verdict
 DEADLINE = 20.0
 TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
-        time.sleep(0.02)
+eventually = partial(waiting.eventually, seconds=DEADLINE)
 
 
 class Cluster(Protocol):

@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ocr_worker.domain.documents import LIMITS, Limits, page_count, pages_of
+from ocr_worker.domain.documents import LIMITS, DocumentPage, Limits, pages_of
 from ocr_worker.domain.engine import Engine, EngineBusyError, PageImage, PageText
 from ocr_worker.domain.reading_order import text_of
-from visionmesh.images import Page
 from visionmesh.ocr_document import OcrDocument, PageSize, ReadPage, TextLine, joined
 
 __all__ = [
@@ -60,17 +59,17 @@ def read_document(data: bytes, engine: Engine, limits: Limits = LIMITS) -> OcrDo
     Runs native decoders on someone else's bytes, so it is made to be called in a child process. Raises
     `Rejected` with a code of `visionmesh.images` or of `documents`, and what the engine raises.
     """
-    count = page_count(data, limits)
     pages = pages_of(data, limits)
-    return joined([_read(pages, number, count, engine) for number in range(1, count + 1)])
+    first = _read(pages, 1, engine)
+    return joined([first, *(_read(pages, number, engine) for number in range(2, first.pages + 1))])
 
 
 def read_page(data: bytes, number: int, engine: Engine, limits: Limits = LIMITS) -> ReadPage:
     """One page of a file, counted from 1. Raises as `read_document` does."""
-    return _read(pages_of(data, limits, first=number), number, page_count(data, limits), engine)
+    return _read(pages_of(data, limits, first=number), number, engine)
 
 
-def _read(pages: Iterator[Page], number: int, count: int, engine: Engine) -> ReadPage:
+def _read(pages: Iterator[DocumentPage], number: int, engine: Engine) -> ReadPage:
     begun = time.perf_counter()
     page = next(pages)
     decoding = time.perf_counter() - begun
@@ -79,14 +78,14 @@ def _read(pages: Iterator[Page], number: int, count: int, engine: Engine) -> Rea
         size=PageSize(page.width, page.height),
         lines=tuple(_of_page(line, page, number) for line in read.lines),
         text=text_of(read.lines),
-        pages=count,
+        pages=page.pages,
         language=engine.language,
         engine=engine.name,
         seconds={"decode": decoding, **read.seconds},
     )
 
 
-def _of_page(line: TextLine, page: Page, number: int) -> TextLine:
+def _of_page(line: TextLine, page: DocumentPage, number: int) -> TextLine:
     """The line in the pixels of the page as it came, which may have been reduced for reading."""
     height, width = page.picture.shape[:2]
     if (width, height) == (page.width, page.height):

@@ -12,10 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
+import numpy as np
 import pypdfium2
 import pypdfium2.raw as pdfium
+from numpy.typing import NDArray
 
 from visionmesh import images, pdf
 from visionmesh.errors import Rejected
@@ -28,14 +30,14 @@ class Limits:
     """What a document may take.
 
     pages: of one file. bytes: of the file.
-    pixels: of one page; 12,000 x 12,000 is what large scanners give.
+    pixels: of one page.
     pixels_kept: a larger page is reduced to at most this before it is read. At 40 million the page is 120 MB.
     dots_per_inch: at which a page of a PDF is drawn, unless it would have more than `pixels_kept`.
     """
 
     pages: int = 200
-    bytes: int = 100 * 1024 * 1024
-    pixels: int = 150_000_000
+    bytes: int = images.SCAN.bytes
+    pixels: int = images.SCAN.pixels
     pixels_kept: int = 40_000_000
     dots_per_inch: float = 200.0
 
@@ -43,17 +45,16 @@ class Limits:
 LIMITS: Final = Limits()
 
 
-def page_count(data: bytes, limits: Limits = LIMITS) -> int:
-    """How many pages a file has, without drawing one. Raises `Rejected`, also when they are too many."""
-    if _is_pdf(data):
-        with _opened(data, limits) as document:
-            return len(document)
-    count = images.page_count(data, limits=_of_picture(limits))
-    _check_count(count, limits)
-    return count
+class DocumentPage(NamedTuple):
+    """`images.Page`, and how many pages its file has."""
+
+    picture: NDArray[np.uint8]
+    width: int
+    height: int
+    pages: int
 
 
-def pages_of(data: bytes, limits: Limits = LIMITS, *, first: int = 1) -> Iterator[images.Page]:
+def pages_of(data: bytes, limits: Limits = LIMITS, *, first: int = 1) -> Iterator[DocumentPage]:
     """The pages of a file, one at a time, so that only one of them is in memory.
 
     first: the page to begin with, from 1; those before it cost nothing. The page of a PDF has the size that
@@ -66,14 +67,12 @@ def _is_pdf(data: bytes) -> bool:
     return images.media_type(data[:64]) == "application/pdf"
 
 
-def _pictures(data: bytes, limits: Limits, first: int) -> Iterator[images.Page]:
-    of_picture = _of_picture(limits)
-    _check_count(images.page_count(data, limits=of_picture), limits)
-    yield from images.pages(data, at_most=limits.pixels_kept, limits=of_picture, first=first)
-
-
-def _of_picture(limits: Limits) -> images.Limits:
-    return images.Limits(bytes=limits.bytes, pixels=limits.pixels)
+def _pictures(data: bytes, limits: Limits, first: int) -> Iterator[DocumentPage]:
+    of_picture = images.Limits(bytes=limits.bytes, pixels=limits.pixels)
+    count = images.page_count(data, limits=of_picture)
+    _check_count(count, limits)
+    for page in images.pages(data, at_most=limits.pixels_kept, limits=of_picture, first=first):
+        yield DocumentPage(*page, count)
 
 
 def _opened(data: bytes, limits: Limits) -> pypdfium2.PdfDocument:
@@ -91,11 +90,11 @@ def _opened(data: bytes, limits: Limits) -> pypdfium2.PdfDocument:
     return document
 
 
-def _pdf(data: bytes, limits: Limits, first: int) -> Iterator[images.Page]:
+def _pdf(data: bytes, limits: Limits, first: int) -> Iterator[DocumentPage]:
     with _opened(data, limits) as document:
         for number in range(first - 1, len(document)):
             try:
-                yield _drawn(document[number], limits)
+                yield DocumentPage(*_drawn(document[number], limits), len(document))
             except pypdfium2.PdfiumError as error:
                 raise Rejected("corrupt_document", f"Page {number + 1} of the PDF can't be drawn.") from error
 

@@ -38,6 +38,11 @@ class Skipped(msgspec.Struct, frozen=True):
     reason: str
 
 
+def not_asked(task: str) -> Skipped:
+    """Of a picture whose tasks are others."""
+    return Skipped(f"task_not_asked: {task} is not among the tasks of this picture")
+
+
 # `Rejected` is returned, not raised, for one message of a batch, so that its neighbours go on.
 Verdict = Done | Skipped | Rejected
 
