@@ -6,7 +6,7 @@ FROM python:3.11-slim-bookworm AS base
 # ORT_DISABLE_TELEMETRY: ONNX Runtime's wheels report to their maker unless told not to.
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    PYTHONPATH=/app/shared:/app/services \
+    PYTHONPATH=/app/shared:/app/services:/app/packages \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore \
     ORT_DISABLE_TELEMETRY=1 \
@@ -15,25 +15,28 @@ WORKDIR /app
 # A number, not a name, so that Kubernetes can check that it is not root.
 ARG MESH_UID=10001
 
-
-FROM base AS ingest-api-dependencies
-RUN --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=bind,source=requirements/ingest-api.txt,target=/tmp/requirements.txt \
-    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
-
-FROM base AS feature-extractor-dependencies
-RUN --mount=type=cache,target=/root/.cache/pip \
-    --mount=type=bind,source=requirements/feature-extractor.txt,target=/tmp/requirements.txt \
-    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
-
-# pyzbar finds zbar at run time; what apt fetched for it is not part of the image.
-FROM base AS qr-decoder-dependencies
+# Where packages are put together: what it takes for that is no part of an image.
+FROM base AS installer
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libzbar0
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends binutils
+COPY --chmod=755 deploy/images/install-packages /usr/local/bin/
+
+
+FROM installer AS ingest-api-dependencies
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/ingest-api.txt,target=/tmp/requirements.txt \
+    install-packages -r /tmp/requirements.txt
+
+FROM installer AS feature-extractor-dependencies
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=requirements/feature-extractor.txt,target=/tmp/requirements.txt \
+    install-packages -r /tmp/requirements.txt
+
+FROM installer AS qr-decoder-dependencies
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/qr-decoder.txt,target=/tmp/requirements.txt \
-    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+    install-packages -r /tmp/requirements.txt
 
 # Several gigabytes: torch as PyPI has it brings CUDA along, and does not start without. --no-deps, because the
 # lock leaves out what would overwrite the OpenCV without windows.
@@ -45,10 +48,10 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/qreader.txt,target=/tmp/requirements.txt \
     pip install --no-deps --require-hashes --only-binary :all: -r /tmp/requirements.txt
 
-FROM base AS ocr-worker-dependencies
+FROM installer AS ocr-worker-dependencies
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/ocr-worker.txt,target=/tmp/requirements.txt \
-    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+    install-packages -r /tmp/requirements.txt
 
 # PaddleOCR beside the service's own packages. Its OpenCV wants the libraries of a screen; --no-deps, because the
 # lock leaves out the one without windows, which would overwrite it.
@@ -61,57 +64,59 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/paddleocr.txt,target=/tmp/requirements.txt \
     pip install --no-deps --require-hashes -r /tmp/requirements.txt
 
-# Simulated Bluetooth runs on a message bus of its own; dbus-daemon serves only who has a name.
-FROM base AS edge-publisher-dependencies
-RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
-    --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dbus-daemon \
-    && useradd --uid ${MESH_UID} --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin visionmesh
+FROM installer AS edge-publisher-dependencies
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/edge-publisher.txt,target=/tmp/requirements.txt \
-    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+    install-packages -r /tmp/requirements.txt
 
-FROM base AS sensor-sink-dependencies
+FROM installer AS sensor-sink-dependencies
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/sensor-sink.txt,target=/tmp/requirements.txt \
-    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+    install-packages -r /tmp/requirements.txt
 
-FROM base AS classifier-dependencies
+FROM installer AS classifier-dependencies
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=requirements/classifier.txt,target=/tmp/requirements.txt \
-    pip install --require-hashes --only-binary :all: -r /tmp/requirements.txt
+    install-packages -r /tmp/requirements.txt
 
 
 # Also runs the one-shot `migrate` and `topics`, hence the migrations and the picture. models.toml has the
 # weights of the consensus.
-FROM ingest-api-dependencies AS ingest-api
+FROM base AS ingest-api
+COPY --from=ingest-api-dependencies /app/packages /app/packages
 COPY deploy/postgres /app/deploy/postgres
 COPY samples/cat.jpg /app/samples/
 COPY models/models.toml /app/models/
 COPY shared /app/shared
 COPY services/ingest_api /app/services/ingest_api
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app/shared /app/services
 USER ${MESH_UID}:${MESH_UID}
 ENV MESH_HTTP_PORT=8001
 EXPOSE 8001
 CMD ["python", "-m", "ingest_api"]
 
-FROM feature-extractor-dependencies AS feature-extractor
+FROM base AS feature-extractor
+COPY --from=feature-extractor-dependencies /app/packages /app/packages
 COPY shared /app/shared
 COPY services/feature_extractor /app/services/feature_extractor
 COPY models/models.toml models/extractor*.onnx /app/models/
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app/shared /app/services
 USER ${MESH_UID}:${MESH_UID}
 ENV MESH_HTTP_PORT=8006
 EXPOSE 8006
 CMD ["python", "-m", "feature_extractor"]
 
 # Locators are copied when there are any; the cascade reads without.
-FROM qr-decoder-dependencies AS qr-decoder
+FROM base AS qr-decoder
+# pyzbar finds zbar at run time; what apt fetched for it is not part of the image.
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libzbar0
+COPY --from=qr-decoder-dependencies /app/packages /app/packages
 COPY shared /app/shared
 COPY services/qr_decoder /app/services/qr_decoder
 COPY models/models.toml models/qr*.onnx /app/models/
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app/shared /app/services
 USER ${MESH_UID}:${MESH_UID}
 # A threshold that is set stays: glibc would raise its own with the first large picture, and keep what that took.
 # One heap is enough for threads that wait most of the time, for Kafka and for the child that reads.
@@ -126,7 +131,7 @@ CMD ["python", "-m", "qr_decoder"]
 FROM qr-decoder-qreader-dependencies AS qr-decoder-qreader
 COPY shared /app/shared
 COPY services/qr_decoder /app/services/qr_decoder
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app \
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app/shared /app/services \
     && install -d -o ${MESH_UID} -g ${MESH_UID} /app/weights
 USER ${MESH_UID}:${MESH_UID}
 ENV MESH_HTTP_PORT=8008 \
@@ -139,10 +144,11 @@ EXPOSE 8008
 CMD ["python", "-m", "qr_decoder"]
 
 # The networks come with the package rapidocr; only what they are read with is the mesh's own.
-FROM ocr-worker-dependencies AS ocr-worker
+FROM base AS ocr-worker
+COPY --from=ocr-worker-dependencies /app/packages /app/packages
 COPY shared /app/shared
 COPY services/ocr_worker /app/services/ocr_worker
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app/shared /app/services
 USER ${MESH_UID}:${MESH_UID}
 ENV MESH_HTTP_PORT=8500 \
     MALLOC_TRIM_THRESHOLD_=131072
@@ -154,7 +160,7 @@ CMD ["python", "-m", "ocr_worker"]
 FROM ocr-worker-paddleocr-dependencies AS ocr-worker-paddleocr
 COPY shared /app/shared
 COPY services/ocr_worker /app/services/ocr_worker
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app/shared /app/services
 USER ${MESH_UID}:${MESH_UID}
 ENV MESH_HTTP_PORT=8500 \
     MESH_OCR_ENGINE=paddleocr \
@@ -167,10 +173,16 @@ EXPOSE 8500
 CMD ["python", "-m", "ocr_worker"]
 
 # The queue is in a volume, which takes over the owner of the folder that it is mounted on.
-FROM edge-publisher-dependencies AS edge-publisher
+FROM base AS edge-publisher
+# Simulated Bluetooth runs on a message bus of its own; dbus-daemon serves only who has a name.
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dbus-daemon \
+    && useradd --uid ${MESH_UID} --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin visionmesh
+COPY --from=edge-publisher-dependencies /app/packages /app/packages
 COPY shared /app/shared
 COPY services/edge_publisher /app/services/edge_publisher
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app \
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app/shared /app/services \
     && install -d -o ${MESH_UID} -g ${MESH_UID} /app/edge
 USER ${MESH_UID}:${MESH_UID}
 ENV MESH_HTTP_PORT=8000 \
@@ -178,21 +190,23 @@ ENV MESH_HTTP_PORT=8000 \
 EXPOSE 8000
 CMD ["python", "-m", "edge_publisher"]
 
-FROM sensor-sink-dependencies AS sensor-sink
+FROM base AS sensor-sink
+COPY --from=sensor-sink-dependencies /app/packages /app/packages
 COPY shared /app/shared
 COPY services/sensor_sink /app/services/sensor_sink
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app/shared /app/services
 USER ${MESH_UID}:${MESH_UID}
 ENV MESH_HTTP_PORT=8007
 EXPOSE 8007
 CMD ["python", "-m", "sensor_sink"]
 
 # One image for every classifier: MESH_CLASSIFIER says which one a container is.
-FROM classifier-dependencies AS classifier
+FROM base AS classifier
+COPY --from=classifier-dependencies /app/packages /app/packages
 COPY shared /app/shared
 COPY services/classifier /app/services/classifier
 COPY models/models.toml models/classifier*.onnx /app/models/
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app/shared /app/services
 USER ${MESH_UID}:${MESH_UID}
 EXPOSE 8003 8004 8005
 CMD ["python", "-m", "classifier"]
