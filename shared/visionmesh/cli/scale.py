@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
@@ -80,7 +81,7 @@ def autoscale(
     compose: Compose = False,
     directory: Directory = DIRECTORY,
 ) -> None:
-    """Follow each group's lag with replicas between a minimum and a maximum; Ctrl-C ends it.
+    """Follow each group's lag with replicas between a minimum and a maximum; Ctrl-C or SIGTERM ends it.
 
     Never more than partitions, beyond which none has work. What it changed stays when it ends.
     """
@@ -95,6 +96,9 @@ def autoscale(
         for name, bounds in _bounds(wanted or [f"{group}=1:{maximum}" for group in groups], groups).items()
     }
     replicas = _replicas(compose, directory)
+    # SIGINT too: shells have what they start in the background ignore it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with KafkaLags(get_settings()) as lags:
         autoscaler = Autoscaler(policies, lags, replicas, complain)
         try:
