@@ -48,7 +48,8 @@ class Client:
     def __init__(self, url: str) -> None:
         self._connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
 
-    def upload(self, data: bytes) -> str:
+    def upload(self, data: bytes, tasks: str = "") -> str:
+        """tasks: as `/upload` takes them; all of them without."""
         boundary = uuid.uuid4().hex
         body = (
             (
@@ -59,7 +60,7 @@ class Client:
             + f"\r\n--{boundary}--\r\n".encode()
         )
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-        self._connection.request("POST", "/upload", body, headers)
+        self._connection.request("POST", f"/upload?tasks={tasks}" if tasks else "/upload", body, headers)
         response = self._connection.getresponse()
         answer = json.loads(response.read())
         assert response.status == 202, answer

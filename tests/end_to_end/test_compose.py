@@ -1,9 +1,4 @@
-"""The mesh in containers, as a user starts it: `pytest -m docker` (Docker with compose; takes minutes).
-
-A project of its own with secrets and infrastructure ports of its own; everything is removed at the end. The
-gateway takes the seeds' ports on MESH_PUBLISH_ADDRESS (127.0.0.1; 127.0.0.2 where those are taken). Images
-that neither lie here nor can be pulled are left out when only people look at them: Grafana and Kafka UI.
-"""
+"""The mesh in containers, as a user starts it: `pytest -m docker` (Docker with compose; takes minutes)."""
 
 from __future__ import annotations
 
@@ -12,15 +7,12 @@ import json
 import math
 import os
 import re
-import secrets
-import socket
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any, Final
@@ -28,81 +20,18 @@ from typing import Any, Final
 import httpx
 import numpy as np
 import pytest
-import yaml
 from confluent_kafka import Producer
 from minio import Minio
 from PIL import Image, ImageDraw
 from websockets.sync.client import connect
 
+from compose_mesh import ADDRESS, ROOT, ComposeError, ComposeMesh, compose_mesh, http
 from promql import asked
-from visionmesh.accounts import ACCOUNTS
 from visionmesh.topics import CLASSIFIERS, IMAGES
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
 
-ROOT: Final = Path(__file__).parents[2]
-ADDRESS: Final = os.environ.get("MESH_PUBLISH_ADDRESS", "127.0.0.1")
-FOR_PEOPLE_ONLY: Final = ("grafana", "kafka-ui")
 REPLICAS: Final = 3
-SECRETS: Final = (
-    "MINIO_ROOT_PASSWORD",
-    "POSTGRES_PASSWORD",
-    "REDIS_PASSWORD",
-    "GRAFANA_ADMIN_PASSWORD",
-    "GRAFANA_POSTGRES_PASSWORD",
-    *(account.variable for account in ACCOUNTS),
-)
-PORTS: Final = (
-    "KAFKA_PORT",
-    "MINIO_PORT",
-    "MINIO_CONSOLE_PORT",
-    "POSTGRES_PORT",
-    "REDIS_PORT",
-    "PROMETHEUS_PORT",
-    "GRAFANA_PORT",
-    "KAFKA_UI_PORT",
-)
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """A running compose project. `values` is what its .env says."""
-
-    project: str
-    env_file: Path
-    values: dict[str, str]
-
-    def compose(self, *arguments: str) -> str:
-        """Output of `docker compose …`; fails the test with what compose said."""
-        done = subprocess.run(
-            ["docker", "compose", "-p", self.project, "--env-file", str(self.env_file), *arguments],
-            cwd=ROOT,
-            env=os.environ | {"MESH_PUBLISH_ADDRESS": ADDRESS},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            pytest.fail(f"docker compose {' '.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-        return done.stdout
-
-    def containers(self, service: str) -> list[str]:
-        return self.compose("ps", "-q", service).split()
-
-    def sql(self, statement: str) -> list[list[str]]:
-        output = self.compose("exec", "-T", "postgres", "psql", "-U", "mesh", "-AtF", "\t", "-c", statement)
-        return [line.split("\t") for line in output.splitlines()]
-
-    def prometheus(self, query: str) -> list[dict[str, Any]]:
-        """The series of an instant query: `metric` and `value` (time, text)."""
-        url = f"http://127.0.0.1:{self.values['PROMETHEUS_PORT']}/api/v1/query"
-        answer = httpx.post(url, data={"query": query}, timeout=10).json()
-        assert answer["status"] == "success", answer
-        found: list[dict[str, Any]] = answer["data"]["result"]
-        return found
-
-
-def http(port: int) -> str:
-    return f"http://{ADDRESS}:{port}"
 
 
 def picture(seed: int, size: tuple[int, int] = (96, 64)) -> bytes:
@@ -160,20 +89,6 @@ def pages_read(worker: str) -> float:
     return float(done.stdout.partition("\nmesh_ocr_pages_total ")[2].partition("\n")[0] or 0)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def can_be_had(service: str) -> bool:
-    image = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][service]["image"]
-    return any(
-        subprocess.run(["docker", *command, image], capture_output=True).returncode == 0
-        for command in (("image", "inspect"), ("pull", "-q"))
-    )
-
-
 @pytest.fixture(scope="module", autouse=True)
 def only_when_asked_for(request: pytest.FixtureRequest) -> None:
     if "docker" not in request.config.option.markexpr:
@@ -183,25 +98,18 @@ def only_when_asked_for(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(scope="module")
 def mesh(
     request: pytest.FixtureRequest, only_when_asked_for: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mesh]:
-    values = {name: secrets.token_hex(16) for name in SECRETS} | {name: str(free_port()) for name in PORTS}
-    env_file = tmp_path_factory.mktemp("compose") / ".env"
-    env_file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
-    mesh = Mesh(f"visionmesh-test-{secrets.token_hex(3)}", env_file, values)
-    absent = [service for service in FOR_PEOPLE_ONLY if not can_be_had(service)]
-    without = [word for service in absent for word in ("--scale", f"{service}=0")]
-    pull = ["--pull", "never"] if absent else []
-    try:
-        mesh.compose("up", "--build", "--wait", *pull, "--scale", f"classifier-fast={REPLICAS}", *without)
-        yield mesh
-    finally:
-        if request.session.testsfailed:
-            with suppress(pytest.fail.Exception):
-                print(mesh.compose("logs", "--no-color", "--tail", "15"))
-        mesh.compose("down", "--volumes", "--timeout", "15", "--remove-orphans")
+) -> Iterator[ComposeMesh]:
+    with compose_mesh(tmp_path_factory.mktemp("compose")) as mesh:
+        try:
+            mesh.up("--build", replicas={"classifier-fast": REPLICAS})
+            yield mesh
+        finally:
+            if request.session.testsfailed:
+                with suppress(ComposeError):
+                    print(mesh.compose("logs", "--no-color", "--tail", "15"))
 
 
-def test_the_seeds_calls_give_their_answers(mesh: Mesh) -> None:
+def test_the_seeds_calls_give_their_answers(mesh: ComposeMesh) -> None:
     assert httpx.get(f"{http(8001)}/health").status_code == 200
     uploaded = httpx.post(f"{http(8001)}/upload", files={"file": picture(0)}).json()
     eventually(lambda: all_three(uploaded["image_id"]), 30, "three predictions")
@@ -224,7 +132,7 @@ def test_the_seeds_calls_give_their_answers(mesh: Mesh) -> None:
         assert answer.json()["label"] == stored[classifier]
 
 
-def test_the_qr_decoder_answers_and_stores(mesh: Mesh) -> None:
+def test_the_qr_decoder_answers_and_stores(mesh: ComposeMesh) -> None:
     sample = (ROOT / "samples" / "qr.png").read_bytes()
     content = httpx.post(f"{http(8008)}/qr/hybrid-fallback", content=sample).json()["content"]
     for profile in ("ultralight", "cascade"):
@@ -236,7 +144,7 @@ def test_the_qr_decoder_answers_and_stores(mesh: Mesh) -> None:
     assert [code["content"] for code in codes] == [content]
 
 
-def test_the_ocr_worker_answers_stores_and_finds(mesh: Mesh) -> None:
+def test_the_ocr_worker_answers_stores_and_finds(mesh: ComposeMesh) -> None:
     page = Image.new("RGB", (900, 200), "white")
     ImageDraw.Draw(page).text((40, 30), "Facturas 4711", fill="black", font_size=40)
     file = io.BytesIO()
@@ -257,7 +165,7 @@ def test_the_ocr_worker_answers_stores_and_finds(mesh: Mesh) -> None:
     assert Image.open(io.BytesIO(drawn.content)).size == page.size
 
 
-def test_a_killed_ocr_worker_leaves_its_document_to_another(mesh: Mesh) -> None:
+def test_a_killed_ocr_worker_leaves_its_document_to_another(mesh: ComposeMesh) -> None:
     scale = ("up", "--wait", "--no-recreate", "--no-deps", "--scale", "ocr-worker=2", "ocr-worker")
     mesh.compose(*scale)
     workers = mesh.containers("ocr-worker")
@@ -285,7 +193,7 @@ def test_a_killed_ocr_worker_leaves_its_document_to_another(mesh: Mesh) -> None:
     mesh.compose("up", "-d", "--no-deps", "--scale", "ocr-worker=1", "ocr-worker")
 
 
-def test_a_plain_producer_on_the_host_is_served(mesh: Mesh) -> None:
+def test_a_plain_producer_on_the_host_is_served(mesh: ComposeMesh) -> None:
     values = mesh.values
     store = Minio(f"127.0.0.1:{values['MINIO_PORT']}", "mesh", values["MINIO_ROOT_PASSWORD"], secure=False)
     content = picture(1)
@@ -303,13 +211,8 @@ def test_a_plain_producer_on_the_host_is_served(mesh: Mesh) -> None:
     )
 
 
-def test_replicas_share_the_group_and_the_work(mesh: Mesh) -> None:
-    described = mesh.compose(
-        "exec", "-T", "kafka", "/opt/kafka/bin/kafka-consumer-groups.sh", "--bootstrap-server", "kafka:9092",
-        "--describe", "--group", "classifier-fast", "--members",
-    )  # fmt: skip
-    members = [line.split() for line in described.splitlines() if line.startswith("classifier-fast")]
-    assert [member[-1] for member in members] == ["4"] * REPLICAS, described
+def test_replicas_share_the_group_and_the_work(mesh: ComposeMesh) -> None:
+    assert mesh.members("classifier-fast") == [4] * REPLICAS
 
     with ThreadPoolExecutor(4) as pool:
         image_ids = list(pool.map(upload, range(1000, 1060)))
@@ -319,7 +222,7 @@ def test_replicas_share_the_group_and_the_work(mesh: Mesh) -> None:
     eventually(lambda: len(mesh.prometheus(finished)) == REPLICAS, 30, "work on every replica")
 
 
-def test_the_gateway_hides_the_death_of_a_replica(mesh: Mesh) -> None:
+def test_the_gateway_hides_the_death_of_a_replica(mesh: ComposeMesh) -> None:
     doomed = mesh.containers("classifier-fast")[0]
     answers: Counter[int] = Counter()
     over = Event()
@@ -345,7 +248,7 @@ def test_the_gateway_hides_the_death_of_a_replica(mesh: Mesh) -> None:
     assert set(answers) == {200}
 
 
-def test_a_service_without_replicas_is_an_error_that_helps(mesh: Mesh) -> None:
+def test_a_service_without_replicas_is_an_error_that_helps(mesh: ComposeMesh) -> None:
     mesh.compose("stop", "classifier-balanced")
     answer = httpx.post(f"{http(8005)}/predict", json={"descriptors": [0.1] * 20}, timeout=20)
     mesh.compose("up", "-d", "--no-recreate", "--no-deps", "classifier-balanced")
@@ -355,7 +258,7 @@ def test_a_service_without_replicas_is_an_error_that_helps(mesh: Mesh) -> None:
     assert int(answer.headers["retry-after"]) > 0
 
 
-def test_a_device_with_simulated_sensors_is_read_back(mesh: Mesh) -> None:
+def test_a_device_with_simulated_sensors_is_read_back(mesh: ComposeMesh) -> None:
     assert httpx.get(f"{http(8000)}/imx477/sensor", timeout=30).status_code == 200
 
     def sensors() -> set[str]:
@@ -381,7 +284,7 @@ def test_a_device_with_simulated_sensors_is_read_back(mesh: Mesh) -> None:
     eventually(goes_on, 60, "numbers that go on, without a hole")
 
 
-def test_a_killed_extractor_loses_nothing(mesh: Mesh) -> None:
+def test_a_killed_extractor_loses_nothing(mesh: ComposeMesh) -> None:
     (extractor,) = mesh.containers("feature-extractor")
     with ThreadPoolExecutor(4) as pool:
         uploads = [pool.submit(upload, seed) for seed in range(2000, 2200)]
@@ -401,7 +304,7 @@ def test_a_killed_extractor_loses_nothing(mesh: Mesh) -> None:
     eventually(lambda: mesh.sql(unfinished) == [], 120, "no outcome but `done`")
 
 
-def test_containers_run_locked_down(mesh: Mesh) -> None:
+def test_containers_run_locked_down(mesh: ComposeMesh) -> None:
     for service in (
         "ingest-api",
         "feature-extractor",
@@ -434,7 +337,7 @@ def test_containers_run_locked_down(mesh: Mesh) -> None:
     assert "Read-only" in denied.stderr
 
 
-def test_every_panel_of_every_dashboard_shows_data(mesh: Mesh) -> None:
+def test_every_panel_of_every_dashboard_shows_data(mesh: ComposeMesh) -> None:
     silent = []
     boards = {
         file.stem: json.loads(file.read_text())
@@ -459,13 +362,13 @@ def test_every_panel_of_every_dashboard_shows_data(mesh: Mesh) -> None:
     assert float(dead["value"][1]) == 3, "the missing object, though one of its workers was killed since"
 
 
-def test_every_replica_is_scraped(mesh: Mesh) -> None:
+def test_every_replica_is_scraped(mesh: ComposeMesh) -> None:
     # A replica that just came back has to be found first.
     eventually(lambda: len(mesh.prometheus('up{job="classifier-fast"} == 1')) == REPLICAS, 30, "all found")
     eventually(lambda: not mesh.prometheus("up == 0"), 30, "all answering")
 
 
-def test_prometheus_and_caddy_accept_their_files(mesh: Mesh) -> None:
+def test_prometheus_and_caddy_accept_their_files(mesh: ComposeMesh) -> None:
     mesh.compose("exec", "-T", "prometheus", "promtool", "check", "config", "/etc/prometheus/prometheus.yml")
     caddy = ["caddy", "validate", "--adapter", "caddyfile", "--config", "/etc/caddy/Caddyfile"]
     mesh.compose("exec", "-T", "gateway", *caddy)
