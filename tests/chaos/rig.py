@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import random
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,11 +22,11 @@ from PIL import Image
 
 from visionmesh.database import migrate
 from visionmesh.kafka import create_topics, partition_offsets
-from visionmesh.mesh import Mesh
+from visionmesh.mesh import Mesh, Replica
 from visionmesh.object_store import S3ObjectStore
 from visionmesh.settings import Settings
 from visionmesh.stack import Stack, StackKind, open_stack
-from visionmesh.topics import FEATURES, IMAGES, dead_letter_topics
+from visionmesh.topics import FEATURES, IMAGES, TOPICS, AnyTopic, dead_letter_topics, readers
 
 # How long everything may take to come home after the last blow. Not a measurement: a hang must fail.
 HOME_SECONDS = 240.0
@@ -45,11 +47,12 @@ def picture(number: int) -> bytes:
 
 @dataclass
 class Rig:
-    """The running mesh with what the tests do to it and read from it."""
+    """The running mesh with what the tests do to it and read from it. directory: the mesh's own."""
 
     stack: Stack
     mesh: Mesh
     settings: Settings
+    directory: Path
     _stop: threading.Event = field(default_factory=threading.Event)
     _ended: threading.Event = field(default_factory=threading.Event)
 
@@ -119,14 +122,36 @@ class Rig:
         )
         return int(row[0])
 
+    def replicas_of(self, *services: str) -> list[Replica]:
+        return [replica for replica in self.mesh.replicas if replica.service.name in services]
+
+    def kill_one_of(self, service: str, chance: random.Random) -> Replica | None:
+        """SIGKILL to one of a service's replicas, None when none of them runs. Returns when it is known to be
+        dead, so that nobody kills it twice.
+        """
+        alive = [replica for replica in self.replicas_of(service) if replica.pid is not None]
+        if not alive:
+            return None
+        victim = chance.choice(alive)
+        pid, restarts = victim.pid, victim.restarts
+        if pid is None:
+            return None
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: victim.restarts > restarts, f"the end of {victim.name}")
+        return victim
+
     def lag(self) -> int:
+        """Messages about pictures that a running group has not finished."""
+        return sum(self.lags((IMAGES, FEATURES)).values())
+
+    def lags(self, topics: Collection[AnyTopic] = TOPICS) -> dict[str, int]:
+        """Messages that each running group has not finished."""
         running = {replica.service.name for replica in self.mesh.replicas}
-        return sum(
-            place.lag
-            for topic in (IMAGES, FEATURES)
-            for group in running.intersection(topic.consumers)
-            for place in partition_offsets(self.settings, topic.name, group)
-        )
+        return {
+            group: sum(place.lag for place in partition_offsets(self.settings, topic.name, group))
+            for topic, group in readers()
+            if topic in topics and group in running
+        }
 
     def dead_letters(self) -> int:
         return sum(
@@ -183,16 +208,16 @@ def open_rig(
         mesh = Mesh(directory, scale=replicas, ports="free")
         # Whoever has to wait for a busy machine does not take it for a cache that is away.
         patient = {"MESH_CACHE_URL": f"{endpoints.cache_url}?socket_timeout=10&socket_connect_timeout=10"}
-        with mesh.started(endpoints.environment() | patient | settings):
+        with mesh.started({**endpoints.environment(), **patient, **settings}):
             mesh.wait_until_ready(120)
-            rig = Rig(stack, mesh, connected)
+            rig = Rig(stack, mesh, connected, directory)
             yield rig
             rig.leave()
         rig.close()
 
 
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + HOME_SECONDS
+def eventually(holds: Callable[[], bool], what: str, seconds: float = HOME_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while True:
         try:
             if holds():
@@ -200,5 +225,5 @@ def eventually(holds: Callable[[], bool], what: str) -> None:
         except Exception:  # the servers are being killed; what counts is the end
             if time.monotonic() > deadline:
                 raise
-        assert time.monotonic() < deadline, f"not within {HOME_SECONDS:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
         time.sleep(0.25)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import threading
 
 import pytest
@@ -19,22 +17,16 @@ def test_killing_workers_loses_and_doubles_nothing(rig: Rig) -> None:
     kills = size("MESH_CHAOS_KILLS", 12)
     seconds = size("MESH_CHAOS_SECONDS", 20)
     chance = random.Random(20261121)
-    workers = [replica for replica in rig.mesh.replicas if replica.service.name != "ingest-api"]
     struck: list[str] = []
     over = threading.Event()
 
     def strike() -> None:
         # Every kind gets its share; which replica, and when, is chance.
-        kinds = sorted({replica.service.name for replica in workers})
+        kinds = sorted({replica.service.name for replica in rig.mesh.replicas} - {"ingest-api"})
         while len(struck) < kills and not over.wait(chance.uniform(0.2, 1.8) * seconds / kills):
-            kind = kinds[len(struck) % len(kinds)]
-            alive = [replica for replica in workers if replica.service.name == kind and replica.pid]
-            if alive:
-                victim = chance.choice(alive)
-                pid = victim.pid
-                if pid is not None:
-                    os.kill(pid, signal.SIGKILL)
-                    struck.append(victim.name)
+            victim = rig.kill_one_of(kinds[len(struck) % len(kinds)], chance)
+            if victim is not None:
+                struck.append(victim.name)
 
     striker = threading.Thread(target=strike)
     striker.start()
