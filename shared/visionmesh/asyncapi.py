@@ -107,7 +107,11 @@ def _channel(topic: AnyTopic) -> dict[str, Any]:
                 "headers": {
                     "type": "object",
                     "properties": {
-                        "traceparent": {"type": "string", "description": "W3C trace context, when sampled"}
+                        "traceparent": {"type": "string", "description": "W3C trace context, when sampled"},
+                        "x-replayed-for": {
+                            "type": "string",
+                            "description": "of a dead letter sent home: the only group that reads it",
+                        },
                     },
                 },
                 "payload": {"$ref": _SCHEMAS.format(name=topic.contract.__name__)},

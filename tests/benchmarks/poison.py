@@ -179,7 +179,7 @@ class Ground:
 
     def query(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.stack.endpoints.postgres_dsn) as connection:
-            return connection.execute(statement, arguments).fetchall()  # type: ignore[arg-type]
+            return connection.execute(statement, arguments).fetchall()
 
 
 @contextmanager

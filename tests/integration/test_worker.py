@@ -34,7 +34,13 @@ from visionmesh.stack import Stack
 from visionmesh.testing.kafka import MemoryBroker, MemoryConsumer, MemoryMessage
 from visionmesh.testing.results import MemoryResultStore
 from visionmesh.topics import Topic
-from visionmesh.worker.dead_letters import Failure, dead_letter, read_dead_letters, replay
+from visionmesh.worker.dead_letters import (
+    REPLAYED_FOR,
+    Failure,
+    dead_letter,
+    read_dead_letters,
+    replay,
+)
 from visionmesh.worker.loop import Worker
 from visionmesh.worker.step import Done, Outgoing, Skipped, Step, Verdict
 
@@ -151,12 +157,15 @@ class Mesh:
     name: str = field(default_factory=lambda: f"worker-{uuid.uuid4().hex[:8]}")
     store: MemoryResultStore = field(default_factory=MemoryResultStore)
     threads: list[tuple[Worker[Any], threading.Thread]] = field(default_factory=list)
+    # Of another group, which reads the same topic.
+    beside: Mesh | None = None
 
     def __post_init__(self) -> None:
-        self.topic = Topic(f"in-{self.name}", ImageUploaded, "image_id", "", (self.name,))
+        own = Topic(f"in-{self.name}", ImageUploaded, "image_id", "", (self.name,))
+        self.topic = own if self.beside is None else self.beside.topic
         self.out = Topic(f"out-{self.name}", ImageFeatures, "image_id", "", ())
         self.dlq = self.topic.dead_letters(self.name)
-        self.cluster.create(self.topic.name, self.out.name, self.dlq)
+        self.cluster.create(*([own.name] if self.beside is None else []), self.out.name, self.dlq)
 
     def put(self, *ids: str) -> None:
         self.put_raw(
@@ -952,5 +961,42 @@ def test_replay_stops_at_its_limit_goes_on_there_and_passes_over_what_is_no_lett
     assert replay(settings, letters) == 0
     records = cluster.records(home)
     assert Counter(record.key for record in records) == {f"{n}".encode(): 1 for n in range(10)}
-    assert all(record.headers == (("x-mine", b"1"),) for record in records)
+    assert all(record.headers == (("x-mine", b"1"), (REPLAYED_FOR, b"w")) for record in records)
+
+
+def test_what_is_sent_home_is_for_the_group_that_gave_it_up_alone(
+    request: pytest.FixtureRequest,
+) -> None:
+    cluster = RealCluster(request.getfixturevalue("settings"))
+    mine = Mesh(cluster)
+    other = Mesh(cluster, beside=mine)
+    refuse = threading.Event()
+    refuse.set()
+    seen: dict[str, list[str]] = {mine.name: [], other.name: []}
+
+    def step_of(mesh: Mesh) -> Step[ImageUploaded]:
+        def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+            seen[mesh.name].extend(value.image_id for value in batch)
+            bad = Rejected("not_yet", "the fix is not deployed")
+            return [bad if refuse.is_set() else describe(mesh, value) for value in batch]
+
+        return step
+
+    mine.put(*ids(4))
+    for mesh in (mine, other):
+        mesh.start(step_of(mesh))
+        eventually(lambda mesh=mesh: mesh.finished(4), "four failures")
+    # It fails again in the group it is for, and there alone.
+    assert replay(cluster.settings, mine.dlq) == 4
+    eventually(lambda: len(cluster.records(mine.dlq)) == 8, "the same letters again")
+    refuse.clear()
+    assert replay(cluster.settings, mine.dlq) == 4
+    eventually(lambda: set(mine.states().values()) == {"done"}, "home in this group")
+    eventually(lambda: cluster.lag(mine.topic.name, other.name) == 0, "passed over by the other")
+    assert set(other.states().values()) == {"failed"}
+    assert sorted(seen[mine.name]) == sorted(3 * ids(4))
+    assert sorted(seen[other.name]) == sorted(ids(4))
+    for mesh in (mine, other):
+        mesh.stop()
+    cluster.publisher.close()
     cluster.publisher.close()

@@ -27,7 +27,7 @@ from visionmesh.observability.logs import bind
 from visionmesh.observability.tracing import Trace
 from visionmesh.results import OutcomeRow, OutcomeState, ResultStore, Row
 from visionmesh.topics import Topic
-from visionmesh.worker.dead_letters import Failure, dead_letter
+from visionmesh.worker.dead_letters import Failure, dead_letter, is_for
 from visionmesh.worker.retry import Stopped, until_available
 from visionmesh.worker.step import Done, Skipped, Step, Verdict
 
@@ -108,7 +108,11 @@ class BatchRunner(Generic[C]):
     def run(self, messages: Sequence[Message]) -> None:
         """Raises `Stopped` when the worker is to stop while a server is away, or before a step is called."""
         self._started_ns = spans.now_ns()
-        items = [self._decode(message) for message in messages]
+        items = [self._decode(message) for message in messages if is_for(message, self._name)]
+        if len(items) < len(messages):
+            metrics.FINISHED.labels(self._name, "skipped").inc(len(messages) - len(items))
+        if not items:
+            return
         for group in self._groups(items):
             self._run_group(group)
 

@@ -25,9 +25,14 @@ log = structlog.get_logger()
 _TRACEBACK_BYTES: Final = 8 * 1024
 _REASON_BYTES: Final = 8 * 1024
 
+# On a message that was sent home: the group that could not process it. The others have had it, or have a
+# letter of their own: were it read by all, what can't be mended would come back from each at every replay.
+REPLAYED_FOR: Final = "x-replayed-for"
+
 # The headers of a letter that are not the original message's own.
 _OURS: Final = frozenset(
     {
+        REPLAYED_FOR,
         "x-original-topic",
         "x-original-partition",
         "x-original-offset",
@@ -106,8 +111,18 @@ class DeadLetter:
         )
 
     def record(self) -> Record:
-        """The original message, as it was before it failed."""
-        return Record(self.origin[0], self.key, self.value, self.others)
+        """The original message, as it was before it failed, for the group that gave it up."""
+        worker = self.headers.get("x-worker")
+        addressee = ((REPLAYED_FOR, worker.encode()),) if worker else ()
+        return Record(self.origin[0], self.key, self.value, self.others + addressee)
+
+
+def is_for(message: Message, worker: str) -> bool:
+    """Whether this worker is to have the message: any but what was sent home for another one."""
+    for name, value in headers_of(message):
+        if name == REPLAYED_FOR:
+            return _text(value) == worker
+    return True
 
 
 def read_dead_letters(settings: Settings, topic: str) -> Iterator[DeadLetter]:
