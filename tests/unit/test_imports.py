@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+
+from visionmesh.settings import ROOT
+
+LOCKS = ROOT / "requirements"
+SERVICES = sorted(path.parent for path in (ROOT / "services").glob("*/__main__.py"))
+OURS = {"visionmesh", *(path.name for path in SERVICES)}
 
 
 def loaded_by(program: str) -> set[str]:
@@ -86,3 +94,36 @@ def test_ultralight_has_the_levels_of_the_cascade() -> None:
     assert {name: number for name, (number, _) in ultralight.LEVELS.items()} == {
         name: domain.NUMBERS[name] for name in domain.PROFILES["ultralight"]
     }
+
+
+# What the image of ingest-api is for besides, by the commands of docker-compose.yml and docs/operations.md.
+ONE_SHOTS = ("accounts", "backup", "database", "kafka", "object_store", "publishing", "reader_role")
+
+
+@pytest.mark.parametrize(
+    ("lock", "modules"),
+    [
+        ("ingest-api", ("ingest_api.__main__", *(f"visionmesh.{name}" for name in ONE_SHOTS))),
+        *(
+            (path.name.replace("_", "-"), (f"{path.name}.__main__",))
+            for path in SERVICES
+            if path.name != "ingest_api"
+        ),
+    ],
+)
+def test_a_service_starts_with_what_its_lock_names(lock: str, modules: tuple[str, ...]) -> None:
+    named = re.findall(r"^([A-Za-z0-9._-]+)==", (LOCKS / f"{lock}.txt").read_text(), re.MULTILINE)
+    locked = {canonical(name) for name in named}
+    absent = sorted(
+        module
+        for module, of in packages_distributions().items()
+        if module not in OURS and locked.isdisjoint(map(canonical, of))
+    )
+    assert "pytest" in absent
+    # As in its image, where those who can do without something go on without it.
+    loaded_by(f"sys.modules |= dict.fromkeys({absent!r})\nimport {', '.join(modules)}")
+
+
+def canonical(name: str) -> str:
+    """A distribution's name as in a lock."""
+    return re.sub(r"[-_.]+", "-", name).lower()
