@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
+from benchmarks.burst import Sample, drained_at
+from benchmarks.burst import limits as memory_limits
 from benchmarks.figures import percentile
 from benchmarks.limits import NoLimitError, controller, quota
 from benchmarks.qr_locators import Found, average_precision
@@ -95,3 +97,22 @@ def test_the_precision_of_a_locator_is_averaged_over_its_recall() -> None:
     # In order of confidence right, wrong, right: precision 1 for a quarter, 2/3 for another, 0 for the rest.
     assert average_precision(found, [True, True, False]) == pytest.approx((1 + 2 / 3) / 4)
     assert average_precision(Found(codes=4), []) == 0
+
+
+def test_a_container_s_limit_is_known_by_the_name_of_the_process() -> None:
+    found = memory_limits()
+    assert found["feature-extractor"] == 2 * 2**30  # of a setting, when that is absent
+    assert found["classifier-fast"] == 512 * 2**20
+    assert found["s3"] == found["minio"]
+    assert {"kafka", "s3", "postgres", "cache", "ingest-api", "qr-decoder", "ocr-worker"} <= set(found)
+
+
+def lag(at: float, fast: int, slow: int) -> Sample:
+    return Sample(at, {"fast": fast, "slow": slow}, {}, {}, 0)
+
+
+def test_a_burst_is_drained_when_every_group_is_where_it_was_before() -> None:
+    samples = [lag(1, 0, 3), lag(2, 1, 0), lag(3, 50, 9), lag(5, 90, 90), lag(6, 1, 40), lag(7, 2, 3)]
+    assert drained_at(samples, began=2.5, ended=4) is None
+    # During the burst nothing is drained yet, however small the lag.
+    assert drained_at([*samples, lag(8, 1, 3)], began=2.5, ended=4) == 8
