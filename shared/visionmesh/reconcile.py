@@ -40,7 +40,8 @@ class Unanswered:
     workers: tuple[str, ...]
 
 
-# Of what a producer has put into the bucket by itself, outcomes tell, if anything.
+# Of what a producer has put into the bucket by itself, outcomes tell, if anything. Those of an upload speak
+# of the object in its row, and not of another that was left when it was cut off and the client came again.
 _ORPHANS: Final = """
     SELECT minio_path FROM found
     WHERE modified_at < now() - make_interval(secs => %(seconds)s)
@@ -52,6 +53,7 @@ _ORPHANS: Final = """
                 substring(found.minio_path FROM '([^/]+)\\.[a-z]+$'),
                 substring(found.minio_path FROM '([^/]+)\\.[0-9a-f]{12}\\.[a-z]+$')
             )
+                AND NOT EXISTS (SELECT FROM images WHERE images.image_id = task_outcomes.image_id)
         )
     ORDER BY minio_path
 """

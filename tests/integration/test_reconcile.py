@@ -112,6 +112,15 @@ def test_what_a_producer_put_there_by_itself_is_none(database: Database) -> None
     assert orphans(database, *listed(path_of("theirs.0123456789ab"))) == (path_of("theirs.0123456789ab"),)
 
 
+def test_what_an_upload_left_that_was_cut_off_and_came_again_is_an_orphan(database: Database) -> None:
+    add(database, "a")
+    end(database, "a", "qr-decoder")
+    first, second = path_of("a.0123456789ab"), path_of("a.fedcba987654")
+    with database.transaction() as connection:
+        connection.execute("UPDATE images SET minio_path = %s", (second,))
+    assert orphans(database, *listed(first, second)) == (first,)
+
+
 def test_what_is_about_to_be_deleted_is_none(database: Database) -> None:
     with database.transaction() as connection:
         connection.execute("INSERT INTO deleted_images VALUES ('a', %s)", (path_of("a"),))
