@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, Field, FiniteFloat, Strict
 
 from classifier.domain import Classifier, validate
-from visionmesh.http import create_app
+from visionmesh.http import create_app, errors
 from visionmesh.observability.health import Check
 from visionmesh.registry import ModelSource
 
@@ -44,7 +44,7 @@ def make_app(service: str, name: str, source: ModelSource, *, checks: Mapping[st
     """The application of the classifier that users know as `name`."""
     app = create_app(service, checks=checks)
 
-    @app.post("/predict")
+    @app.post("/predict", responses=errors(400, 413, 422, 503))
     def predict(request: PredictRequest) -> PredictResponse:
         """The label of a picture by its descriptors."""
         model = source.current()

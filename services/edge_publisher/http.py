@@ -9,24 +9,58 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
 import structlog
 from fastapi import FastAPI, Query, Response, WebSocket
+from pydantic import BaseModel
 
 from edge_publisher.devices.protocol import Device, Reading
 from edge_publisher.live import Live
 from edge_publisher.service import StoreAndForward, pump
+from visionmesh.contracts import Value
 from visionmesh.errors import Rejected, Unavailable
-from visionmesh.http import create_app
+from visionmesh.http import create_app, told
 from visionmesh.observability import metrics
 from visionmesh.observability.health import Check
 
 log = structlog.get_logger()
 
 _HAND_OVER_SECONDS: Final = 1.0
+
+
+class DeviceAnswer(BaseModel):
+    """See `edge_publisher.devices.protocol.DeviceState`."""
+
+    sensor: str
+    source: str
+    connected: bool
+    readings: int
+    reconnects: int
+    errors: int
+    dropped: int
+    last_reading_at: datetime | None
+    last_error: str | None
+    lost_at: datetime | None
+    details: dict[str, int]
+
+
+class DevicesAnswer(BaseModel):
+    device_id: str
+    sensors: list[DeviceAnswer]
+
+
+class ReadingAnswer(BaseModel):
+    """See `visionmesh.contracts.SensorReading`."""
+
+    device_id: str
+    sensor: str
+    captured_at: datetime
+    values: dict[str, Value]
+    monotonic_ns: int
 
 
 def make_app(
@@ -81,7 +115,7 @@ def make_app(
 
     app = create_app(service, checks={"queue": _ready(forward)}, lifespan=lifespan, details=details)
 
-    @app.get("/sensors")
+    @app.get("/sensors", responses=told(DevicesAnswer))
     def sensors() -> dict[str, Any]:
         """The sensors of this device, and how they are."""
         return {
@@ -89,7 +123,7 @@ def make_app(
             "sensors": [device.state.as_json() for device in opened.values()],
         }
 
-    @app.get("/{sensor}/sensor")
+    @app.get("/{sensor}/sensor", responses=told(ReadingAnswer, 404, 422, 503))
     async def sensor(sensor: str) -> Response:
         """What a sensor tells now: a reading, as it is published but for its number."""
         device = opened.get(sensor)

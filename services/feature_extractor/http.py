@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from fastapi import FastAPI, Request
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from feature_extractor.domain import on_the_wire
@@ -19,7 +20,7 @@ from feature_extractor.step import Fetch
 from visionmesh.cache import Cache
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected
-from visionmesh.http import FORM_BYTES, create_app, decode_json, media_type_of, picture_of
+from visionmesh.http import FORM_BYTES, create_app, decode_json, media_type_of, picture_of, told
 from visionmesh.observability import logs, metrics
 from visionmesh.observability.health import Check
 from visionmesh.registry import ModelSource
@@ -38,6 +39,14 @@ _BODIES: Final[dict[str, Any]] = {
         "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
     },
 }
+
+
+class FeaturesAnswer(BaseModel):
+    """image_id: as in the request, None when it had none."""
+
+    image_id: str | None
+    descriptors: list[float]
+    descriptor_count: int
 
 
 class InStore(msgspec.Struct, frozen=True):
@@ -70,7 +79,11 @@ def make_app(
         with logs.bind(image_id=message.image_id):
             return answer(message.image_id, fetch(message.minio_path))
 
-    @app.post("/extract", openapi_extra={"requestBody": {"required": True, "content": _BODIES}})
+    @app.post(
+        "/extract",
+        openapi_extra={"requestBody": {"required": True, "content": _BODIES}},
+        responses=told(FeaturesAnswer, 400, 404, 413, 415, 422, 503),
+    )
     async def extract(request: Request, image_id: str | None = None) -> dict[str, Any]:
         """A picture's descriptors: of one in the object store (JSON), or of the one in the body.
 

@@ -12,6 +12,7 @@ from ingest_api.turn import Turn
 from visionmesh.contracts import is_image_id
 from visionmesh.drawing import Asked, Drawn, Outline
 from visionmesh.errors import Rejected
+from visionmesh.http import errors
 from visionmesh.object_store import ObjectStore
 from visionmesh.results import ImageResults, Images
 
@@ -30,7 +31,14 @@ def annotated_routes(images: Images, store: ObjectStore, draw: Draw, *, max_byte
     router = APIRouter(tags=["results"])
     turn = Turn()
 
-    @router.get("/images/{image_id}/annotated", response_class=Response)
+    @router.get(
+        "/images/{image_id}/annotated",
+        response_class=Response,
+        responses={
+            200: {"content": {"image/jpeg": {}, "image/png": {}}},
+            **errors(404, 409, 413, 422, 503),
+        },
+    )
     async def annotated(image_id: str, task: Task = "qr", page: Annotated[int, Query(ge=1)] = 1) -> Response:
         """The uploaded picture with the outlines and contents of its QR codes, or with the outlines of the
         lines of its text, as JPEG or PNG.

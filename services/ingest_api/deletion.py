@@ -5,16 +5,20 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
+from ingest_api.answers import DeletingAnswer
 from visionmesh.contracts import is_image_id
 from visionmesh.deletion import Eraser
 from visionmesh.errors import Rejected
+from visionmesh.http import told
 
 
 def deletion_routes(eraser: Eraser) -> APIRouter:
     """Deletes pictures and all that is known of them."""
     router = APIRouter(tags=["images"])
 
-    @router.delete("/images/{image_id}", status_code=204)
+    @router.delete(
+        "/images/{image_id}", status_code=204, responses=told(DeletingAnswer, 404, 422, 503, status=202)
+    )
     def delete(image_id: str) -> Response:
         """Deletes the picture, everything that was found in it, and what is cached of it; 204, again as well.
 

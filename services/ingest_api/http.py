@@ -11,6 +11,14 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
+from ingest_api.answers import (
+    AcceptedAnswer,
+    ImageAnswer,
+    ImagesAnswer,
+    PredictionsAnswer,
+    ResultsAnswer,
+    UploadsAnswer,
+)
 from ingest_api.domain import (
     accepted_answer,
     image_answer,
@@ -22,9 +30,9 @@ from ingest_api.domain import (
 from ingest_api.intake import Intake
 from ingest_api.upload import UploadedFile, UploadForm
 from visionmesh.consensus import Fitted
-from visionmesh.contracts import is_image_id
+from visionmesh.contracts import IMAGE_ID_PATTERN, TASKS, is_image_id
 from visionmesh.errors import Rejected
-from visionmesh.http import error_of
+from visionmesh.http import error_of, errors, told
 from visionmesh.object_store import ObjectStore
 from visionmesh.observability import metrics, tracing
 from visionmesh.results import ImageResults, ImageRow, Images
@@ -35,12 +43,50 @@ _STALL_SECONDS: Final = 30.0
 
 _MAX_PAGE: Final = 500
 
+# In the words of OpenAPI, what an upload consists of. Its patterns are JavaScript's.
+_ONE_TASK: Final = f"({'|'.join(TASKS)})"
+_TASKS: Final = {
+    "type": "string",
+    "pattern": f"^{_ONE_TASK}(,{_ONE_TASK})*$",
+    "description": "what to look for, with commas between; everything when nothing is named",
+}
+_IMAGE_ID: Final = {"type": "string", "pattern": IMAGE_ID_PATTERN.replace(r"\Z", "$")}
+_FILE: Final = {"type": "string", "format": "binary"}
+_UPLOAD: Final[dict[str, Any]] = {
+    "parameters": [
+        {"name": "image_id", "in": "query", "schema": _IMAGE_ID},
+        {"name": "tasks", "in": "query", "schema": _TASKS},
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"anyOf": [_FILE, {"type": "array", "items": _FILE}]},
+                        "image_id": _IMAGE_ID,
+                        "tasks": _TASKS,
+                    },
+                }
+            }
+        },
+    },
+}
+
 
 def upload_routes(intake: Intake, *, max_files: int) -> APIRouter:
     """`POST /upload`. max_files: most files in one request."""
     router = APIRouter(tags=["upload"])
 
-    @router.post("/upload", status_code=202)
+    @router.post(
+        "/upload",
+        status_code=202,
+        openapi_extra=_UPLOAD,
+        responses=told(AcceptedAnswer)
+        | told(AcceptedAnswer | UploadsAnswer, 400, 408, 409, 410, 413, 415, 422, 503, status=202),
+    )
     async def upload(request: Request) -> Response:
         """Takes pictures: multipart fields `file` (one or several), `tasks`, `image_id`.
 
@@ -75,30 +121,34 @@ def result_routes(
     """
     router = APIRouter(tags=["results"])
 
-    @router.get("/predictions/{image_id}")
+    @router.get("/predictions/{image_id}", responses=told(PredictionsAnswer, 404, 422, 503))
     def predictions(image_id: str) -> Response:
         """What the classifiers say, what they agree on, and how far they are: `processing`, `done` or
         `failed`.
         """
         return _json(predictions_answer(image_id, found(image_id, document=False), classifiers, fitted))
 
-    @router.get("/results/{image_id}")
+    @router.get("/results/{image_id}", responses=told(ResultsAnswer, 404, 422, 503))
     def results(image_id: str) -> Response:
         """Everything that is known of an image, its descriptors included."""
         return _json(results_answer(image_id, found(image_id), classifiers, fitted))
 
-    @router.get("/images")
+    @router.get("/images", responses=told(ImagesAnswer, 400, 422, 503))
     def listing(limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 50, before: str | None = None) -> Response:
         """The uploaded pictures, newest first. before: the `next` of the page before."""
         cursor = None if before is None else read_cursor(before)
         return _json(page_answer(images.images(limit=limit, before=cursor), limit))
 
-    @router.get("/images/{image_id}")
+    @router.get("/images/{image_id}", responses=told(ImageAnswer, 404, 422, 503))
     def image(image_id: str) -> Response:
         """What was uploaded."""
         return _json(image_answer(uploaded(image_id)))
 
-    @router.get("/images/{image_id}/content")
+    @router.get(
+        "/images/{image_id}/content",
+        response_class=Response,
+        responses={200: {"content": {"image/*": {}, "application/pdf": {}}}, **errors(404, 413, 422, 503)},
+    )
     def content(image_id: str) -> Response:
         """The picture itself."""
         row = uploaded(image_id)

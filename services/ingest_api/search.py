@@ -10,7 +10,9 @@ from typing import Annotated, Any, Final
 import msgspec
 from fastapi import APIRouter, Query, Response
 
+from ingest_api.answers import SearchAnswer
 from ingest_api.domain import links
+from visionmesh.http import told
 from visionmesh.ocr_document import OcrDocument, TextLine
 from visionmesh.results import FoundDocument, Images
 
@@ -26,7 +28,7 @@ _SHOWN_LINES: Final = 5
 def search_routes(images: Images) -> APIRouter:
     router = APIRouter(tags=["results"])
 
-    @router.get("/search")
+    @router.get("/search", responses=told(SearchAnswer, 422, 503))
     def search(
         q: Annotated[str, Query(min_length=1, max_length=_MAX_QUESTION)],
         limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 20,

@@ -10,8 +10,10 @@ from typing import Annotated, Any, Final
 import msgspec
 from fastapi import APIRouter, Query, Response
 
+from ingest_api.answers import BucketsAnswer, ReadingsAnswer, SensorsAnswer
 from visionmesh.contracts import DEVICE_ID_PATTERN
 from visionmesh.errors import Rejected
+from visionmesh.http import told
 from visionmesh.sensors import Bucket, SensorReadingRow, Sensors
 
 # What else stands in the address names nothing that was ever stored, and not all of it could be asked for.
@@ -39,12 +41,15 @@ def sensor_routes(sensors: Sensors, *, now: Callable[[], datetime] = lambda: dat
     """now: the wall clock."""
     router = APIRouter(prefix="/sensors", tags=["sensors"])
 
-    @router.get("")
+    @router.get("", responses=told(SensorsAnswer, 503))
     def listing() -> Response:
         """Every sensor of every device, with its latest reading."""
         return _json({"sensors": [_reading(row, with_source=True) for row in sensors.latest()]})
 
-    @router.get("/{device_id}/{sensor}/readings")
+    @router.get(
+        "/{device_id}/{sensor}/readings",
+        responses=told(ReadingsAnswer | BucketsAnswer, 400, 404, 422, 503),
+    )
     def readings(
         device_id: str,
         sensor: str,

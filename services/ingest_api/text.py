@@ -14,6 +14,7 @@ from ingest_api.text_files import alto, hocr
 from ingest_api.turn import Turn
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected
+from visionmesh.http import errors
 from visionmesh.object_store import ObjectStore
 from visionmesh.ocr_document import OcrDocument
 from visionmesh.results import ImageResults, Images
@@ -37,7 +38,14 @@ def text_routes(images: Images, store: ObjectStore, make_pdf: MakePdf, *, max_by
     router = APIRouter(tags=["results"])
     turn = Turn()
 
-    @router.get("/images/{image_id}/text.{kind}", response_class=Response)
+    @router.get(
+        "/images/{image_id}/text.{kind}",
+        response_class=Response,
+        responses={
+            200: {"content": {media_type.partition(";")[0]: {} for media_type in _MEDIA_TYPES.values()}},
+            **errors(404, 409, 413, 422, 503),
+        },
+    )
     async def text(image_id: str, kind: Kind) -> Response:
         """What was read: as plain text, as hOCR, as ALTO 4, or as the document itself with the text laid over
         it, unseen, so that it can be searched (PDF).

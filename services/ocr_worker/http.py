@@ -13,19 +13,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from ocr_worker.intake import Submit
 from ocr_worker.load import Tally, retry_after
 from ocr_worker.reading import overdue
 from ocr_worker.step import TASK
+from visionmesh.answers import OcrAnswer
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected
-from visionmesh.http import FORM_BYTES, create_app, error_response, picture_of
+from visionmesh.http import FORM_BYTES, create_app, error_response, picture_of, told
 from visionmesh.observability import metrics, tracing
 from visionmesh.observability.health import Check
 from visionmesh.ocr_document import OcrDocument, as_json
@@ -42,6 +44,33 @@ _BODIES: Final[dict[str, Any]] = {
         },
     }
 }
+
+
+# Whatever is wrong with a document, or with how it comes.
+_REFUSALS: Final = (400, 408, 413, 415, 422)
+
+
+class TaskAnswer(BaseModel):
+    task_id: str
+
+
+class ReadAnswer(BaseModel):
+    """Of a task that is done."""
+
+    result: OcrAnswer
+
+
+class ProcessingAnswer(BaseModel):
+    """position: how many documents are ahead."""
+
+    status: Literal["processing"]
+    position: int
+
+
+class FailedAnswer(BaseModel):
+    status: Literal["failed"]
+    error: str
+    code: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +126,11 @@ def make_app(
         lifespan=lifespan,
     )
 
-    @app.post("/ocr", openapi_extra=_BODIES)
+    @app.post(
+        "/ocr",
+        openapi_extra=_BODIES,
+        responses=told(OcrAnswer, *_REFUSALS, 503, 504),
+    )
     async def ocr(request: Request) -> Response:
         """The text of a document, as soon as it is read.
 
@@ -113,7 +146,12 @@ def make_app(
         waiting = callers.waiting
         return _too_many("too_many_waiting", "Too many callers wait already.", waiting, read, terms)
 
-    @app.post("/process", status_code=HTTPStatus.ACCEPTED, openapi_extra=_BODIES)
+    @app.post(
+        "/process",
+        status_code=HTTPStatus.ACCEPTED,
+        openapi_extra=_BODIES,
+        responses=told(TaskAnswer, *_REFUSALS, 503, status=202),
+    )
     async def process(request: Request) -> Response:
         """Puts a document into the queue; answers when it is stored.
 
@@ -130,7 +168,10 @@ def make_app(
             task_id = await run_in_threadpool(submit, data, tracing.current())
         return JSONResponse({"task_id": task_id}, HTTPStatus.ACCEPTED)
 
-    @app.get("/result/{task_id}")
+    @app.get(
+        "/result/{task_id}",
+        responses=told(ReadAnswer | ProcessingAnswer | FailedAnswer, 404, 422, 503),
+    )
     def result(task_id: str) -> Response:
         """`{"result": ...}`, or a `status`: `processing` with how many documents are ahead, or `failed` with
         the reason.

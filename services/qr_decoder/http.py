@@ -12,11 +12,13 @@ from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from qr_decoder.reading import Found, Read
+from visionmesh.answers import QrCodeAnswer
 from visionmesh.errors import Rejected
-from visionmesh.http import FORM_BYTES, create_app, error_response, picture_of
+from visionmesh.http import FORM_BYTES, create_app, error_response, picture_of, told
 from visionmesh.observability.health import Check
 from visionmesh.qr_code import as_json
 
@@ -34,6 +36,26 @@ _BODIES: Final[dict[str, Any]] = {
         },
     }
 }
+
+# Whatever is wrong with a picture, or with how it is to be read.
+_REFUSALS: Final = (400, 413, 415, 422)
+
+
+class ContentAnswer(BaseModel):
+    content: str
+
+
+class DetectAnswer(BaseModel):
+    """See `detect`."""
+
+    success: bool
+    data: str | None
+    model: str
+    latency_ms: int
+    image_size: tuple[int, int] | None
+    truncated: bool
+    codes: list[QrCodeAnswer]
+
 
 Profile = Annotated[
     str | None, Query(description="cascade, light, ultralight, onnx, hybrid, or levels with commas between")
@@ -68,7 +90,11 @@ def make_app(
                 return None
             raise
 
-    @app.post("/qr/hybrid-fallback", openapi_extra=_BODIES)
+    @app.post(
+        "/qr/hybrid-fallback",
+        openapi_extra=_BODIES,
+        responses=told(ContentAnswer, 404, *_REFUSALS),
+    )
     async def hybrid_fallback(
         request: Request, profile: Profile = None, budget_ms: float | None = budget
     ) -> Response:
@@ -78,7 +104,7 @@ def make_app(
             return error_response(HTTPStatus.NOT_FOUND, "no_qr", _NOTHING)
         return JSONResponse({"content": found.codes[0].content})
 
-    @app.post("/detect", openapi_extra=_BODIES)
+    @app.post("/detect", openapi_extra=_BODIES, responses=told(DetectAnswer, *_REFUSALS))
     async def detect(
         request: Request, profile: Profile = None, budget_ms: float | None = budget
     ) -> dict[str, Any]:

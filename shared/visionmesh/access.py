@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
@@ -72,6 +72,12 @@ _SAFE_METHODS: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 
 # RFC 6455, 7.4.1: for servers that can't refuse a WebSocket by an answer of their own.
 _POLICY_VIOLATION: Final = 1008
+
+# In the words of OpenAPI, the ways to show a key.
+_SECURITY_SCHEMES: Final = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 
 _PATTERNS: Final = tuple((method, compile_path(path)[0], scope) for (method, path), scope in ROUTES.items())
 
@@ -159,6 +165,18 @@ class Guard:
                 403, "missing_scope", f"The key {key.name} lacks the scope {needed}, which this needs."
             )
         return key
+
+    def describe(self, openapi: dict[str, Any]) -> None:
+        """Adds to the OpenAPI of a service which routes ask for a key, and of which scope."""
+        if self._keys is None:
+            return
+        openapi.setdefault("components", {})["securitySchemes"] = _SECURITY_SCHEMES
+        for path, operations in openapi["paths"].items():
+            for method, operation in operations.items():
+                if path not in OPEN:
+                    scope = scope_of(method.upper(), path)
+                    ways: list[dict[str, list[str]]] = [{name: [scope]} for name in _SECURITY_SCHEMES]
+                    operation["security"] = [{}, *ways] if path in INSIDE else ways
 
     def _is_from_inside(self, scope: Scope) -> bool:
         if any(name in _FORWARDED for name, _ in scope["headers"]):

@@ -22,9 +22,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
-from visionmesh.access import Gate
+from visionmesh.access import Gate, Guard
+from visionmesh.answers import Alive, Problem, ReadyAnswer
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.observability import metrics, spans, tracing
 from visionmesh.observability.health import Check, Readiness
@@ -41,6 +43,9 @@ FORM_BYTES: Final = 64 * 1024
 _FORM_FIELDS: Final = 16
 
 _RETRY_AFTER_SECONDS: Final = 2
+
+# How `visionmesh.access` refuses a request, whatever its route.
+_BY_THE_GATE: Final = (401, 403, 421, 429)
 
 # What a `Rejected` is over HTTP. A code that is not here is 422: the request was understood, but what it
 # holds can't be worked on.
@@ -82,6 +87,8 @@ _STATUS: Final = {
 # What FastAPI says of a body that its JSON parser does not even report on.
 _UNREADABLE_BODY: Final = "There was an error parsing the body"
 
+_METHODS: Final = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+
 _CODES: Final = {
     400: "bad_request",
     404: "not_found",
@@ -89,6 +96,27 @@ _CODES: Final = {
     413: "body_too_large",
     415: "unsupported_media_type",
 }
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the `responses` of a route: by which statuses it tells that something is wrong."""
+    return {status: {"model": Problem} for status in statuses}
+
+
+def told(answer: object, *statuses: int, status: int = 200) -> dict[int | str, dict[str, Any]]:
+    """As `errors`, and what a route answers when nothing is wrong. answer: its type."""
+    return {status: {"model": answer}, **errors(*statuses)}
+
+
+class _Application(FastAPI):
+    """Tells in its OpenAPI which keys are asked for, once it is known whether they are."""
+
+    def openapi(self) -> dict[str, Any]:
+        described = super().openapi()
+        guard: Guard | None = getattr(self.state, "guard", None)
+        if guard is not None:
+            guard.describe(described)
+        return described
 
 
 def create_app(
@@ -107,15 +135,19 @@ def create_app(
     details: what `/health` tells besides, at once; a `status` among it takes the place of `ok`.
     summary: what `/metrics` tells who would rather have JSON.
     """
-    app = FastAPI(title=service, lifespan=lifespan, redoc_url=None)
+    app = _Application(title=service, lifespan=lifespan, redoc_url=None, responses=errors(*_BY_THE_GATE))
     readiness = Readiness(checks)
 
-    @app.get("/health", summary="Whether the process is alive")
+    @app.get("/health", summary="Whether the process is alive", responses=told(Alive))
     async def health() -> Response:
         # Told by values that JSON knows: no model of an answer that every service has another of.
         return JSONResponse({"status": "ok", "service": service, **details()})
 
-    @app.get("/ready", summary="Whether the process can work, and what it waits for if not")
+    ready_or_not: dict[int | str, dict[str, Any]] = {status: {"model": ReadyAnswer} for status in (200, 503)}
+
+    @app.get(
+        "/ready", summary="Whether the process can work, and what it waits for if not", responses=ready_or_not
+    )
     async def ready() -> Response:
         findings = await readiness.findings()
         is_ready = all(finding.ready for finding in findings.values())
@@ -128,7 +160,11 @@ def create_app(
             status_code=HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE,
         )
 
-    @app.get("/metrics", summary="Metrics for Prometheus")
+    exposed: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
+    if summary is not None:
+        exposed[200]["content"]["application/json"] = {}
+
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=exposed)
     def exposition(request: Request) -> Response:
         if summary is not None and _wanted(request) == "application/json":
             return JSONResponse(dict(summary()))
@@ -247,7 +283,7 @@ def _is_json(request: Request) -> bool:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    reason = str(error.detail)
+    reason, headers = str(error.detail), error.headers
     if reason == _UNREADABLE_BODY:
         reason = "The body is not JSON: it is not UTF-8, or nested too deeply."
         return error_response(HTTPStatus.BAD_REQUEST, "invalid_json", reason)
@@ -255,8 +291,19 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         reason = f"There is no {request.url.path} here; /docs shows what there is."
     elif reason == HTTPStatus.METHOD_NOT_ALLOWED.phrase:
         reason = f"{request.url.path} does not take {request.method}."
+        headers = {"Allow": ", ".join(_methods_of(request))}
     code = _CODES.get(error.status_code, "http_error")
-    return error_response(error.status_code, code, reason, error.headers)
+    return error_response(error.status_code, code, reason, headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What the path of a request takes. Starlette would tell only of the first of its routes."""
+
+    def takes(method: str) -> bool:
+        scope = {**request.scope, "method": "GET" if method == "HEAD" else method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in _METHODS if takes(method)]
 
 
 class _Shell:

@@ -175,6 +175,28 @@ def test_every_route_has_its_scope_and_every_other_scope_is_refused(
             assert_error(answer, 403, "missing_scope")
 
 
+@every_service
+def test_the_openapi_tells_which_scope_a_route_needs(name: str, keys: dict[str, str]) -> None:
+    app = SERVICES[name]()
+    app.state.guard = Guard(KeyRing(Path(keys["file"])), behind_gateway=True)
+    described = app.openapi()
+    assert set(described["components"]["securitySchemes"]) == {"bearer", "header"}
+    for path, operations in described["paths"].items():
+        for method, operation in operations.items():
+            asked = operation.get("security", [])
+            scopes = {scope for way in asked for (scope,) in way.values()}
+            assert scopes == (set() if path in OPEN else {scope_of(method.upper(), path)})
+            assert ({} in asked) is (path in INSIDE)
+
+
+def test_without_keys_the_openapi_asks_for_none() -> None:
+    app = SERVICES["ingest-api"]()
+    app.state.guard = Guard(None, behind_gateway=False)
+    described = app.openapi()
+    assert "securitySchemes" not in described["components"]
+    assert not any("security" in each for path in described["paths"].values() for each in path.values())
+
+
 def test_no_path_has_two_scopes() -> None:
     """The guard takes the first line of the table that fits, and a service the first of its routes."""
     for method, template in ROUTES:

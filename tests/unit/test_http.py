@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import pytest
-from fastapi import FastAPI, Query, Request
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import StreamingResponse
 from prometheus_client import REGISTRY
 from pydantic import BaseModel, FiniteFloat
@@ -23,6 +23,10 @@ LIMIT = 50_000
 
 class Body(BaseModel):
     numbers: list[FiniteFloat]
+
+
+def limited() -> None:
+    """Any route."""
 
 
 def application() -> FastAPI:
@@ -56,6 +60,11 @@ def application() -> FastAPI:
     async def message(request: Request) -> str:
         return decode_json(await request.body(), ImageUploaded).image_id
 
+    included = APIRouter(prefix="/included")
+    included.add_api_route("/{name}", limited, methods=["DELETE"])
+    included.add_api_route("/{name}", limited)
+    app.include_router(included)
+
     @app.get("/limit")
     async def limit(limit: Annotated[int, Query(le=5)]) -> int:
         return limit
@@ -75,6 +84,16 @@ def client() -> Iterator[TestClient]:
 
 def test_health(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok", "service": "test"}
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/numbers", "POST"), ("/limit", "GET, HEAD"), ("/included/numbers", "DELETE, GET, HEAD")],
+)
+def test_a_method_that_a_path_does_not_take(client: TestClient, path: str, allowed: str) -> None:
+    answer = client.put(path)
+    assert_error(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == allowed
 
 
 def test_docs_are_there(client: TestClient) -> None:
