@@ -102,6 +102,20 @@ def test_commands_exist(runbook: Path) -> None:
 
 
 @every_runbook
+def test_no_command_takes_replicas_away(runbook: Path) -> None:
+    """`docker compose up` sets a service to one replica if not told otherwise; without a name, all."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    scalable = {
+        name for name, service in services.items() if "MESH_HTTP_PORT" in str(service.get("healthcheck"))
+    }
+    assert len(scalable) == 9
+    for command in commands(runbook):
+        _, up, rest = command.partition("docker compose up ")
+        named = set(rest.split()) & set(services)
+        assert not up or "--no-recreate --scale" in rest or (named and not named & scalable), command
+
+
+@every_runbook
 def test_variables_are_settings(runbook: Path) -> None:
     known = {variable_of(field) for field in Settings.model_fields}
     known |= {f"MESH_{field.upper()}" for field in Settings.model_fields}
@@ -128,4 +142,4 @@ def commands(runbook: Path) -> list[str]:
     """The lines that a runbook says to type, and what it names in the text."""
     text = runbook.read_text()
     lines = [line.partition("#")[0] for line in text.splitlines() if line.startswith("    ")]
-    return lines + re.findall(r"`(mesh [^`]+)`", text)
+    return lines + re.findall(r"`((?:mesh|docker compose) [^`]+)`", text)
