@@ -1,0 +1,157 @@
+"""Every operation of a service's own OpenAPI, called by Schemathesis with right and with wrong input."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import schemathesis
+from schemathesis.core.failures import Failure
+from schemathesis.engine import events, from_schema
+from schemathesis.engine.recorder import ScenarioRecorder
+
+# Not `negative_data_rejection` and `positive_data_acceptance`: bytes that a schema calls right are seldom a
+# picture, and ids that it calls right are seldom known.
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "missing_required_header",
+    "unsupported_method",
+    "allow_header_conformance",
+    "ignored_auth",
+    "errors_are_told",
+)
+
+# What `/ready` says of a service that waits for a server is no error of a request.
+READY = "/ready"
+
+SECONDS = 30.0
+
+
+@dataclass
+class Fuzzed:
+    """What came of it. operations: calls by method and path. failures: each with the call to repeat it by."""
+
+    operations: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[int] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        statuses = ", ".join(f"{status}: {count}" for status, count in sorted(self.statuses.items()))
+        return f"{len(self.operations)} operations, {self.operations.total()} calls ({statuses})"
+
+    def told(self) -> str:
+        """The failures, each kind of an operation once."""
+        kinds: dict[str, str] = {}
+        for failure in self.failures:
+            kinds.setdefault(failure.partition("\n")[0], failure)
+        return "\n".join([f"{len(self.failures)} failures:", *kinds.values()])
+
+
+@schemathesis.check
+def errors_are_told(
+    _: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case
+) -> None:
+    """Whatever goes wrong is said in one shape, a sentence and a stable word."""
+    if response.status_code < 400 or case.operation.path == READY:
+        return
+    answer = response.json()
+    if not (
+        isinstance(answer, dict)
+        and isinstance(answer.get("error"), str)
+        and isinstance(answer.get("code"), str)
+        and answer["error"]
+        and answer["code"].replace("_", "").isalnum()
+    ):
+        raise AssertionError(f"{response.status_code} is told as {response.content[:200]!r}")
+
+
+def fuzzed(
+    url: str,
+    *,
+    examples: int,
+    known: Mapping[str, Sequence[str]] | None = None,
+    doomed: Mapping[str, Sequence[str]] | None = None,
+    key: str | None = None,
+    away: bool = False,
+) -> Fuzzed:
+    """Calls every operation of the service at `url`.
+
+    examples: of each operation, besides those at the edges of its schema. known: by parameter, values that
+    mean something to the service, which half of the examples have. doomed: the same for what is deleted.
+    key: of a service that asks for one; calls have it, but for those that try without. away: servers behind
+    the service are, so that 503 is right.
+    """
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    schema = schemathesis.openapi.from_url(
+        f"{url}/openapi.json", config=_config(examples, known or {}, doomed or {}, key, away), headers=headers
+    )
+    found = Fuzzed()
+    for event in from_schema(schema).execute():
+        if isinstance(event, events.ScenarioFinished):
+            _add(found, event.recorder)
+        elif isinstance(event, events.NonFatalError):
+            found.failures.append(f"{event.label}: {event.info.format()}")
+        elif isinstance(event, events.FatalError):
+            raise event.exception
+    return found
+
+
+def _config(
+    examples: int,
+    known: Mapping[str, Sequence[str]],
+    doomed: Mapping[str, Sequence[str]],
+    key: str | None,
+    away: bool,
+) -> schemathesis.Config:
+    checks: dict[str, Any] = {"enabled": False} | {name: {"enabled": True} for name in CHECKS}
+    if away:
+        checks["not_a_server_error"]["expected-statuses"] = ["2xx", "3xx", "4xx", "503"]
+    config: dict[str, Any] = {
+        "seed": 8,
+        "request-timeout": SECONDS,
+        "generation": {
+            "max-examples": examples,
+            "deterministic": True,
+            "database": "none",
+            "no-shrink": True,
+        },
+        "checks": checks,
+        "cache": {"enabled": False},
+        "continue-on-failure": True,
+    }
+    config["dictionaries"] = {
+        f"{kind} {name}": {"values": list(values)}
+        for kind, of_kind in (("known", known), ("doomed", doomed))
+        for name, values in of_kind.items()
+    }
+    config["parameters"] = _drawn("known", known)
+    config["operations"] = [{"include-method": "DELETE", "parameters": _drawn("doomed", doomed)}]
+    if key is not None:
+        config["auth"] = {"openapi": {"bearer": {"bearer": key}}}
+    return schemathesis.Config.from_dict(config)
+
+
+def _drawn(kind: str, names: Iterable[str]) -> dict[str, Any]:
+    return {name: {"dictionary": f"{kind} {name}", "probability": 0.5} for name in names}
+
+
+def _add(found: Fuzzed, recorder: ScenarioRecorder) -> None:
+    for case_id, interaction in recorder.interactions.items():
+        case = recorder.cases[case_id].value
+        found.operations[case.operation.label] += 1
+        if interaction.response is not None:
+            found.statuses[interaction.response.status_code] += 1
+    for checks in recorder.checks.values():
+        for check in checks:
+            if check.failure_info is not None:
+                found.failures.append(_told(check.failure_info.failure, check.failure_info.code_sample))
+
+
+def _told(failure: Failure, code_sample: str) -> str:
+    return f"{failure.operation}: {failure.title}: {failure.message}\n    {code_sample}"
