@@ -18,7 +18,6 @@ import structlog
 from confluent_kafka import (
     TIMESTAMP_NOT_AVAILABLE,
     Consumer,
-    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     TopicPartition,
@@ -84,7 +83,7 @@ class Lags(Protocol):
 
 
 class GroupLags:
-    """Looks at the groups again and again over the same two connections. Not for two threads at once."""
+    """Looks at the groups again and again over the same connections. Not for two threads at once."""
 
     def __init__(
         self,
@@ -97,6 +96,12 @@ class GroupLags:
         self._readers = readers
         self._now = now
         self._admin = AdminClient(client_config(settings))
+        # Each asks for its group's offsets and joins nothing. The admin client would do it for all groups, but
+        # ends the process when a broker answers that it is not their coordinator (librdkafka issue 5315).
+        self._groups = {
+            group: Consumer(client_config(settings) | {"group.id": group, "enable.auto.commit": False})
+            for group in {group for _, group in readers}
+        }
         self._consumer = Consumer(
             client_config(settings)
             | {
@@ -122,7 +127,8 @@ class GroupLags:
             time.sleep(_PASSING_SECONDS)
 
     def close(self) -> None:
-        self._consumer.close()
+        for consumer in (*self._groups.values(), self._consumer):
+            consumer.close()
 
     def _read(self) -> list[GroupLag]:
         partitions = self._partitions()
@@ -136,7 +142,7 @@ class GroupLags:
                 continue
             behind = firsts[topic, group] = []
             lags[topic, group] = 0
-            for position in self._committed(group, partitions[topic]):
+            for position in self._groups[group].committed(partitions[topic], timeout=_REQUEST_SECONDS):
                 where = topic, position.partition
                 low, high = lows.get(where, 0), highs.get(where, 0)
                 # Never committed is a negative number: the group begins with what the topic still holds.
@@ -163,14 +169,6 @@ class GroupLags:
             dict.fromkeys(partitions, spec), request_timeout=_REQUEST_SECONDS
         )
         return {(each.topic, each.partition): future.result().offset for each, future in asked.items()}
-
-    def _committed(self, group: str, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        """Partitions are named: without them some brokers answer with none."""
-        asked = self._admin.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, partitions)], request_timeout=_REQUEST_SECONDS
-        )
-        found: list[TopicPartition] = asked[group].result().topic_partitions
-        return found
 
     # Lag in seconds
 

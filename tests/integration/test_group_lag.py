@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -125,6 +127,34 @@ def test_a_broker_that_is_away_is_told() -> None:
     with pytest.raises(Unavailable):
         lags.read()
     lags.close()
+
+
+NOT_COORDINATOR_TWICE = """
+import ctypes
+from confluent_kafka import KafkaError
+from visionmesh.group_lag import GroupLags
+from visionmesh.settings import Settings
+from visionmesh.stack.mock_kafka import MockCluster
+
+cluster = MockCluster()
+cluster.create_topic("t", 1)
+answers = (ctypes.c_int * 2)(KafkaError.NOT_COORDINATOR, KafkaError.NOT_COORDINATOR)
+offset_fetch = ctypes.c_int16(9)
+cluster._library.rd_kafka_mock_push_request_errors_array(
+    ctypes.c_void_p(cluster._cluster), offset_fetch, ctypes.c_size_t(2), answers
+)
+lags = GroupLags(Settings(kafka_bootstrap=cluster.bootstrap), [("t", "g")])
+print(lags.read()[0].messages)
+lags.close()
+"""
+
+
+def test_a_group_whose_coordinator_moves_is_asked_again() -> None:
+    """In a process of its own, which librdkafka's admin client takes with it."""
+    ended = subprocess.run(
+        [sys.executable, "-c", NOT_COORDINATOR_TWICE], capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert (ended.returncode, ended.stdout) == (0, "0\n"), ended.stderr
 
 
 class ScriptedLags:
