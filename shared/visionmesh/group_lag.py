@@ -96,8 +96,8 @@ class GroupLags:
         self._readers = readers
         self._now = now
         self._admin = AdminClient(client_config(settings))
-        # Each asks for its group's offsets and joins nothing. The admin client would do it for all groups, but
-        # ends the process when a broker answers that it is not their coordinator (librdkafka issue 5315).
+        # Each asks for its group's offsets and joins nothing. The admin client could ask for all, but ends
+        # the process when a broker answers that it is not a group's coordinator (librdkafka issue 5315).
         self._groups = {
             group: Consumer(client_config(settings) | {"group.id": group, "enable.auto.commit": False})
             for group in {group for _, group in readers}
