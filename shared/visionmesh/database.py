@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import queue
 import select
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Self
@@ -33,6 +34,7 @@ IDLE_IN_TRANSACTION_TIMEOUT_MS: Final = 60_000
 MIGRATIONS: Final = ROOT / "deploy" / "postgres" / "migrations"
 # Any number, the same in every version of this program.
 _MIGRATION_LOCK: Final = 7_346_100_521
+_MIGRATION_LOCK_SECONDS: Final = 0.2
 
 # SQLSTATE classes in which the server, and not the data, is at fault: connection, credentials, no such
 # database, transaction rollback (deadlock), resources (disk, memory, connections), operator intervention
@@ -201,9 +203,15 @@ def migrate(dsn: str, *, wait_seconds: float = 60.0) -> None:
     for attempt in stamina.retry_context(
         on=Unavailable, attempts=None, timeout=wait_seconds, wait_initial=0.1, wait_max=2.0
     ):
-        with attempt, _as_outcomes(), psycopg.connect(dsn, connect_timeout=CONNECT_TIMEOUT_SECONDS) as lock:
-            # Held by this connection, so it goes away with the process.
-            lock.execute("SELECT pg_advisory_lock(%s)", (_MIGRATION_LOCK,))
+        with (
+            attempt,
+            _as_outcomes(),
+            psycopg.connect(dsn, connect_timeout=CONNECT_TIMEOUT_SECONDS, autocommit=True) as lock,
+        ):
+            # Held by this connection, so it goes away with the process. Asked for again and again: an index
+            # that is built beside those who write waits for every statement that runs, a waiting one too.
+            while lock.execute("SELECT pg_try_advisory_lock(%s)", (_MIGRATION_LOCK,)).fetchone() != (True,):
+                time.sleep(_MIGRATION_LOCK_SECONDS)
             _upgrade(dsn)
 
 
@@ -219,7 +227,7 @@ def _upgrade(dsn: str) -> None:
     config = alembic.config.Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     try:
-        with engine.begin() as connection:
+        with engine.connect() as connection:
             config.attributes["connection"] = connection
             alembic.command.upgrade(config, "head")
     except sqlalchemy.exc.DBAPIError as error:

@@ -25,6 +25,7 @@ from visionmesh.results import (
 )
 from visionmesh.settings import ROOT
 from visionmesh.stack import Stack
+from waiting import eventually
 
 FIRST_TABLES = {"images", "image_features", "predictions", "task_outcomes"}
 TABLES = FIRST_TABLES | {
@@ -41,6 +42,12 @@ WRITTEN_BY_THE_FIRST_VERSION = """
         image_id, classifier, label, confidence, labels, probabilities, model, model_version, latency_ms
     ) VALUES ('a', 'fast', 'cat', 0.9, '{cat, dog}', '{0.9, 0.1}', 'm', '1', 0.1);
     INSERT INTO task_outcomes (image_id, worker, state, attempt) VALUES ('a', 'w', 'done', 1);
+"""
+
+ANOTHER_PREDICTION = """
+    INSERT INTO predictions (
+        image_id, classifier, label, confidence, labels, probabilities, model, model_version, latency_ms
+    ) VALUES ('b', 'fast', 'cat', 0.9, '{cat, dog}', '{0.9, 0.1}', 'm', '1', 0.1)
 """
 
 
@@ -131,6 +138,44 @@ def test_concurrent_migrations_all_succeed(bare_dsn: str) -> None:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output
     assert tables(bare_dsn) == {*TABLES, "alembic_version"}
+
+
+def test_indexes_are_built_beside_a_writer_and_again_after_a_run_that_was_broken_off(
+    bare_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tmp_path / "migrations"
+    shutil.copytree(MIGRATIONS, before, ignore=shutil.ignore_patterns("__pycache__", "0007*"))
+    with monkeypatch.context() as earlier:
+        earlier.setattr("visionmesh.database.MIGRATIONS", before)
+        migrate(bare_dsn)
+    with psycopg.connect(bare_dsn) as writer:
+        # As a run that was broken off leaves it: there, and not valid.
+        writer.execute("CREATE INDEX predictions_newest ON predictions (created_at)")
+        writer.execute(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'predictions_newest'::regclass"
+        )
+        writer.commit()
+        writer.execute(WRITTEN_BY_THE_FIRST_VERSION)
+        # Both wait for the writer to end, the second for the first as well.
+        processes = [command(bare_dsn) for _ in range(2)]
+        with psycopg.connect(bare_dsn, autocommit=True) as other:
+            waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'virtualxid' AND NOT granted"
+            eventually(lambda: other.execute(waiting).fetchone() == (1,), "the wait for a writer", seconds=60)
+            # Whoever writes meanwhile does not wait.
+            other.execute("SET lock_timeout = '1ms'")
+            other.execute(ANOTHER_PREDICTION)
+    for process in processes:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+    with psycopg.connect(bare_dsn) as connection:
+        newest = connection.execute(
+            "SELECT indexrelid::regclass::text, indisvalid FROM pg_index"
+            " WHERE indexrelid::regclass::text ~ '_newest$' AND indrelid = ANY(%s::regclass[])",
+            (["predictions", "qr_codes", "ocr_documents"],),
+        ).fetchall()
+    assert sorted(newest) == [
+        ("ocr_documents_newest", True), ("predictions_newest", True), ("qr_codes_newest", True)
+    ]  # fmt: skip
 
 
 def test_an_image_that_holds_only_shared_and_deploy_can_migrate(bare_dsn: str, tmp_path: Path) -> None:
