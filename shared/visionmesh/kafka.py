@@ -219,6 +219,10 @@ def producer_config(settings: Settings) -> dict[str, Any]:
     return client_config(settings) | {
         "enable.idempotence": True,
         "acks": "all",
+        # Of several, librdkafka takes the answer to a later one for the answer to those before, and a broker
+        # that knows nothing of a producer takes a later one first. While a partition had no leader, records
+        # were acknowledged that no broker had (confluentinc/confluent-kafka-go#921).
+        "max.in.flight.requests.per.connection": 1,
         "compression.type": "zstd",
         "linger.ms": 2,
         # The most there is: the brokers' limits are on the compressed size, this one is not, and what
