@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import queue
 import re
 import subprocess
@@ -34,7 +33,7 @@ from benchmarks.figures import figure, percentile
 from benchmarks.ocr_scaling import drawn
 from benchmarks.poison import CLASSIFIERS, HOME_SECONDS, TASKS, Client, Ground, photograph, whole_mesh
 from benchmarks.replicas import memory_of, unlike_any
-from visionmesh.cli.bench import TESTS
+from benchmarks.servers import own_process
 from visionmesh.errors import Unavailable
 from visionmesh.group_lag import GroupLags
 from visionmesh.kafka import partition_offsets
@@ -147,11 +146,9 @@ class Generator:
     """The process that uploads, as its parent sees it."""
 
     def __init__(self, url: str, out: Path, rate: float) -> None:
-        command = [sys.executable, "-m", "benchmarks.burst", "--upload", url, "--out", str(out)]
         self._out = out
-        where = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": where}
+        self._process = own_process(
+            "burst", "--upload", url, "--out", str(out), stdin=subprocess.PIPE, text=True
         )
         self.set(rate)
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from visionmesh.cli.bench import TESTS
 from visionmesh.database import migrate
 from visionmesh.kafka import create_topics
 from visionmesh.object_store import S3ObjectStore
@@ -78,6 +82,16 @@ def new_topic(bootstrap: str, partitions: int = 12) -> str:
     for future in admin.create_topics([NewTopic(name, partitions, 1)]).values():
         future.result()
     return name
+
+
+def own_process(module: str, *arguments: str, **options: Any) -> subprocess.Popen[Any]:
+    """A benchmark's module as a process of its own, wherever `mesh bench` was called.
+
+    options: those of `subprocess.Popen`.
+    """
+    where = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": where}, **options)
 
 
 def peer_python() -> str | None:

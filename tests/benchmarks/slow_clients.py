@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from benchmarks.figures import figure, percentile, ratio
-from benchmarks.servers import native, prepared
+from benchmarks.servers import native, own_process, prepared
 from benchmarks.upload import picture, request, server
 from visionmesh.stack.ports import free_port
 
@@ -81,16 +81,9 @@ async def hold(port: int, sockets: int) -> None:
 
 @contextmanager
 def held(port: int, sockets: int) -> Iterator[None]:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.slow_clients",
-        "--hold",
-        str(port),
-        "--sockets",
-        str(sockets),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    process = own_process(
+        "slow_clients", "--hold", str(port), "--sockets", str(sockets), stdout=subprocess.PIPE
+    )
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == _READY
