@@ -4,7 +4,7 @@ The order makes a picture either whole or absent, wherever it breaks off: object
 that gets no row is deleted; a row without a record is in the outbox.
 
 Memory: a small picture is held until it is complete. Of a larger one, whatever its size, a part of 5 MiB
-and what comes while that is sent.
+and what comes while that is sent. What no thread has taken yet is counted, and bounded for all together.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ T = TypeVar("T")
 _THREADS: Final = 32
 # A large picture holds a thread for as long as its client sends.
 _STREAM_THREADS: Final = 32
+# How many more may wait for one. Each holds 3 to 4 MiB meanwhile, and all of them leave room for small ones.
+_STREAMS_WAITING: Final = 32
 # What is held of a picture before it is a large one.
 _HELD_BYTES: Final = PART_BYTES // 2
 # And of all pictures together. Clients who send slowly, a few hundred of them, would else take all memory.
@@ -86,8 +88,10 @@ class Intake:
     ) -> None:
         """bucket: where pictures go. max_bytes: the largest picture accepted."""
         self.max_bytes = max_bytes
-        # Of pictures that are coming in; used on the event loop alone.
+        # Of pictures that are coming in, until the thread that stores them took them; and how many of these
+        # are large ones. Used on the event loop alone.
         self.held_bytes = 0
+        self.streams = 0
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="upload")
         self.stream_threads = ThreadPoolExecutor(_STREAM_THREADS, thread_name_prefix="upload-stream")
         self._images = images
@@ -214,7 +218,7 @@ class Receiving:
                 f"The file is too large; at most {self._intake.max_bytes} bytes are accepted.",
             )
         if self._intake.held_bytes + len(data) > _HELD_IN_ALL_BYTES:
-            raise Rejected("too_many_uploads", "Too many pictures are coming in; try again in a while.")
+            raise _too_many_uploads()
         self._pieces.append(data)
         self._held += len(data)
         self._intake.held_bytes += len(data)
@@ -223,11 +227,12 @@ class Receiving:
             checked_media_type(b"".join(self._pieces)[:SNIFF_BYTES])
             self._is_known = True
         if self._stream is not None and self._held >= _BLOCK_BYTES:
-            await self._stream.send(self._release())
+            await self._send(self._stream)
         elif self._stream is None and self._held > _HELD_BYTES:
-            pieces = self._release()
-            self._stream = _Stream(self._intake, _start(pieces), self._image_id)
-            await self._stream.send(pieces)
+            if self._intake.streams >= _STREAM_THREADS + _STREAMS_WAITING:
+                raise _too_many_uploads()
+            self._stream = _Stream(self._intake, _start(self._pieces), self._image_id)
+            await self._send(self._stream)
 
     async def take(self, terms: Terms) -> Accepted:
         """Ends the picture, stores and registers it."""
@@ -241,7 +246,7 @@ class Receiving:
         if self._stream is None:
             work = partial(self._intake.store_whole, self._release(), self._image_id)
             return await in_threads(self._intake.threads, work)
-        await self._stream.send(self._release())
+        await self._send(self._stream)
         return await self._stream.end()
 
     async def abandon(self) -> None:
@@ -249,6 +254,11 @@ class Receiving:
         self._release()
         if self._stream is not None:
             await self._stream.abandon()
+
+    async def _send(self, stream: _Stream) -> None:
+        """Once sent, the pieces are held by the stream, which counts them."""
+        await stream.send(self._pieces, self._held)
+        self._pieces, self._held = [], 0
 
     def _release(self) -> list[memoryview]:
         self._intake.held_bytes -= self._held
@@ -266,20 +276,23 @@ class _Stream:
     def __init__(self, intake: Intake, start: bytes, image_id: str | None) -> None:
         self._loop = asyncio.get_running_loop()
         self._room = asyncio.Semaphore(_BLOCKS_WAITING)
-        self._blocks: SimpleQueue[list[memoryview] | _Abandoned | None] = SimpleQueue()
+        self._blocks: SimpleQueue[tuple[list[memoryview], int] | _Abandoned | None] = SimpleQueue()
+        # Of the blocks that the thread has yet to take.
+        self._held = 0
         self._intake = intake
+        intake.streams += 1
         self._job = intake.stream_threads.submit(intake.store_stream, start, image_id, self._received())
         self._stored = asyncio.wrap_future(self._job)
-        # Whoever waits for room must learn that nobody makes any.
-        self._stored.add_done_callback(lambda _: self._room.release())
+        self._stored.add_done_callback(self._ended)
 
-    async def send(self, block: list[memoryview]) -> None:
-        """Takes pieces, and empties the list."""
+    async def send(self, block: list[memoryview], length: int) -> None:
+        """Takes pieces of `length` bytes together, and empties the list."""
         await self._room.acquire()
         if self._stored.done():
             # It ended before the picture did, so it failed.
             self._stored.result()
-        self._blocks.put(block)
+        self._held += length
+        self._blocks.put((block, length))
 
     async def end(self) -> StoredObject:
         self._blocks.put(None)
@@ -287,6 +300,7 @@ class _Stream:
 
     async def abandon(self) -> None:
         if self._job.cancel():
+            self._let_go(self._held)
             return
         self._blocks.put(_Abandoned())
         with suppress(_Abandoned, Rejected, Unavailable):
@@ -295,14 +309,34 @@ class _Stream:
 
     def _received(self) -> Iterator[bytes]:
         """The blocks, in the thread."""
-        while (block := self._blocks.get()) is not None:
-            if isinstance(block, _Abandoned):
-                raise block
-            self._loop.call_soon_threadsafe(self._room.release)
+        while (sent := self._blocks.get()) is not None:
+            if isinstance(sent, _Abandoned):
+                raise sent
+            block, length = sent
+            self._loop.call_soon_threadsafe(self._taken, length)
             block.reverse()
             while block:
                 # What the store has is let go at once: the first block is a whole part.
                 yield bytes(block.pop())
+
+    def _taken(self, length: int) -> None:
+        self._let_go(length)
+        self._room.release()
+
+    def _ended(self, _: asyncio.Future[StoredObject]) -> None:
+        self._intake.streams -= 1
+        # What a thread that failed has left.
+        self._let_go(self._held)
+        # Whoever waits for room must learn that nobody makes any.
+        self._room.release()
+
+    def _let_go(self, length: int) -> None:
+        self._held -= length
+        self._intake.held_bytes -= length
+
+
+def _too_many_uploads() -> Rejected:
+    return Rejected("too_many_uploads", "Too many pictures are coming in; try again in a while.")
 
 
 def _start(pieces: Sequence[memoryview]) -> bytes:
