@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,7 @@ from typing import Any, Final, Protocol, Self
 
 from visionmesh import orders
 from visionmesh.autoscale import ScaleError, Scaler
+from visionmesh.compose import ComposeError, run_docker
 from visionmesh.kafka import GroupOffsets
 from visionmesh.mesh import running_file
 from visionmesh.settings import ROOT, Settings
@@ -143,19 +143,7 @@ class ComposeReplicas:
         return self._docker("compose", *arguments)
 
     def _docker(self, *arguments: str) -> list[str]:
-        command: Sequence[str] = ("docker", *arguments)
         try:
-            done = subprocess.run(
-                command,
-                cwd=self._folder,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        except OSError as error:
-            raise ScaleError(f"docker can't be run: {error.strerror}") from error
-        if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            raise ScaleError(f"`{' '.join(command)}` failed: {said[-1] if said else done.returncode}")
-        return done.stdout.split()
+            return run_docker(self._folder, *arguments).split()
+        except ComposeError as error:
+            raise ScaleError(str(error)) from error

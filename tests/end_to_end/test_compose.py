@@ -8,6 +8,7 @@ import math
 import os
 import re
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -366,6 +367,25 @@ def test_every_replica_is_scraped(mesh: ComposeMesh) -> None:
     # A replica that just came back has to be found first.
     eventually(lambda: len(mesh.prometheus('up{job="classifier-fast"} == 1')) == REPLICAS, 30, "all found")
     eventually(lambda: not mesh.prometheus("up == 0"), 30, "all answering")
+
+
+def test_the_doctor_finds_nothing_wrong(mesh: ComposeMesh) -> None:
+    project = {"COMPOSE_PROJECT_NAME": mesh.project, "MESH_PUBLISH_ADDRESS": ADDRESS}
+
+    def wrong() -> list[dict[str, Any]]:
+        done = subprocess.run(
+            [sys.executable, "-m", "visionmesh.cli", "doctor", "--compose", "--json"],
+            cwd=ROOT, env=os.environ | mesh.values | project, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        findings = [json.loads(line) for line in done.stdout.splitlines()]
+        assert {"kafka", "schema", "sensor-sink"} <= {one["name"] for one in findings}, done.stderr
+        # What this machine has is not the mesh's doing.
+        return [one for one in findings if one["problem"] and not one["name"].startswith(("memory", "disk"))]
+
+    # Replicas that were killed by others of these tests may be on their way back.
+    with suppress(pytest.fail.Exception):
+        eventually(lambda: not wrong(), 90, "health of every container")
+    assert not wrong()
 
 
 def test_prometheus_and_caddy_accept_their_files(mesh: ComposeMesh) -> None:

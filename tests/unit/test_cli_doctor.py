@@ -14,12 +14,14 @@ import pytest
 from typer.testing import CliRunner
 
 from visionmesh import mesh as supervisor
-from visionmesh import scalers
 from visionmesh.cli import app, prerequisites
-from visionmesh.cli.prerequisites import Prerequisite
-from visionmesh.settings import get_settings
+from visionmesh.cli.prerequisites import Engine, Prerequisite
+from visionmesh.compose import ComposeProject
+from visionmesh.settings import Settings, get_settings
 from visionmesh.stack.valkey import ValkeyServer
 from visionmesh.topics import PARTITIONS
+
+CONTAINERS = ComposeProject.containers
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +36,10 @@ def _all_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of the package, `doctor` is the command.
     monkeypatch.setattr(sys.modules["visionmesh.cli.doctor"], "_servers", lambda _: [])
     monkeypatch.setattr(prerequisites, "docker", lambda: Prerequisite("docker", "29.0, compose 5.0"))
-    monkeypatch.setattr(prerequisites, "memory", lambda: Prerequisite("memory", "16 GB in all"))
+    monkeypatch.setattr(prerequisites, "engine", lambda: None)
+    monkeypatch.setattr(prerequisites, "memory", lambda _: Prerequisite("memory", "16 GB in all"))
     monkeypatch.setattr(prerequisites, "disk", lambda _: Prerequisite("disk", "100 GB free"))
-    monkeypatch.setattr(scalers.ComposeReplicas, "replicas", lambda _: {})
+    monkeypatch.setattr(ComposeProject, "containers", lambda _: [])
     monkeypatch.setattr(supervisor, "why_not_ready", lambda _: None)
 
 
@@ -110,10 +113,10 @@ def test_a_cache_whose_address_cannot_be_understood_is_a_fault(tmp_path: Path) -
     assert "secret" not in output
 
 
-def findings(directory: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+def findings(directory: Path, *options: str) -> tuple[int, dict[str, dict[str, Any]]]:
     """The exit status and the findings of a mesh that does not run in a folder, by name."""
     get_settings.cache_clear()
-    result = CliRunner().invoke(app, ["doctor", "--json", "--directory", str(directory)])
+    result = CliRunner().invoke(app, ["doctor", "--json", "--directory", str(directory), *options])
     get_settings.cache_clear()
     assert result.exception is None or isinstance(result.exception, SystemExit), result.output
     return result.exit_code, {one["name"]: one for one in map(json.loads, result.stdout.splitlines())}
@@ -133,7 +136,7 @@ LITTLE = Prerequisite("memory", "4.0 GB in all", "less than 8 GB", "more of it")
 def test_too_little_memory_is_a_fault_where_containers_are_to_run(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prerequisites, "memory", lambda: LITTLE)
+    monkeypatch.setattr(prerequisites, "memory", lambda _: LITTLE)
     status, found = findings(elsewhere)
     assert status == 1
     assert (found["memory"]["problem"], found["memory"]["advice"]) == ("less than 8 GB", "more of it")
@@ -143,20 +146,172 @@ def test_too_little_memory_is_a_fault_where_containers_are_to_run(
 def test_too_little_memory_is_a_note_where_no_containers_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prerequisites, "memory", lambda: LITTLE)
+    monkeypatch.setattr(prerequisites, "memory", lambda _: LITTLE)
     status, output = look(tmp_path, {})
     assert status == 0
     assert "note   memory: 4.0 GB in all\n       less than 8 GB; for containers: more of it" in output
 
 
-def test_more_containers_than_partitions_are_a_finding(
-    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+# In containers
+
+# What compose makes of the file and `.env`, as far as it is asked.
+DESCRIBED: dict[str, Any] = {
+    "kafka": {"restart": "unless-stopped", "ports": [{"target": 19092, "published": "19"}]},
+    "minio": {"restart": "unless-stopped", "ports": [{"target": 9001}, {"target": 9000, "published": "20"}]},
+    "postgres": {"restart": "unless-stopped", "ports": [{"target": 5432, "published": "21"}]},
+    "redis": {"restart": "unless-stopped", "ports": [{"target": 6379, "published": "22"}]},
+    "migrate": {
+        "environment": {
+            "MESH_S3_ACCESS_KEY": "mesh",
+            "MESH_S3_SECRET_KEY": "s3-secret",
+            "MESH_POSTGRES_DSN": "postgresql://mesh:pg-secret@postgres:5432/mesh",
+        }
+    },
+    "feature-extractor": {
+        "restart": "unless-stopped",
+        "environment": {"MESH_CACHE_URL": "redis://:cache-secret@redis:6379/0"},
+    },
+    "ingest-api": {
+        "restart": "unless-stopped",
+        "environment": {"MESH_EXTRA_CLASSIFIERS": '["night"]'},
+        "healthcheck": {"test": ["CMD", "python", "-c", "MESH_HTTP_PORT"]},
+    },
+}
+
+DOCKER = """#!/usr/bin/env python3
+import json, os, pathlib, sys
+folder = pathlib.Path(os.environ["DOCKER_DOUBLE"])
+match sys.argv[1:]:
+    case ["compose", "config", "--format", "json"]:
+        print((folder / "config").read_text())
+    case ["compose", "ps", "--all", "--format", "json"]:
+        print((folder / "containers").read_text())
+    case ["exec", "mesh-ingest-api-1", "python", "-c", _]:
+        print('{"checks": {"database": "away"}}')
+    case asked:
+        sys.exit(f"asked for {asked}")
+"""
+
+
+def container(service: str, **changed: Any) -> dict[str, Any]:
+    """As `docker compose ps --format json` tells of one that is well."""
+    well = {"Service": service, "Name": f"mesh-{service}-1", "State": "running", "Health": "healthy"}
+    return well | {"ExitCode": 0} | changed
+
+
+@pytest.fixture
+def containers(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What a double of Docker says of containers; all are well."""
+    monkeypatch.setattr(ComposeProject, "containers", CONTAINERS)
+    program = elsewhere / "bin" / "docker"
+    program.parent.mkdir()
+    program.write_text(DOCKER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("DOCKER_DOUBLE", str(elsewhere))
+    (elsewhere / "config").write_text(json.dumps({"services": DESCRIBED}))
+    return [
+        container("migrate", State="exited", Health="") if service == "migrate" else container(service)
+        for service in DESCRIBED
+    ]
+
+
+def in_containers(directory: Path, told: list[dict[str, Any]]) -> tuple[int, dict[str, dict[str, Any]]]:
+    (directory / "containers").write_text("\n".join(map(json.dumps, told)))
+    return findings(directory)
+
+
+def test_containers_that_are_well_are_no_fault_and_no_port_is_asked(
+    elsewhere: Path, containers: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = {"classifier-fast": PARTITIONS + 1, "ocr-worker": PARTITIONS, "ingest-api": PARTITIONS + 1}
-    monkeypatch.setattr(scalers.ComposeReplicas, "replicas", lambda _: there)
-    status, found = findings(elsewhere)
+    monkeypatch.setattr(supervisor, "why_not_ready", lambda url: pytest.fail(f"{url} was asked"))
+    seen: list[Settings] = []
+    monkeypatch.setattr(sys.modules["visionmesh.cli.doctor"], "_servers", lambda s: seen.append(s) or [])
+    status, found = in_containers(elsewhere, containers)
+    assert status == 0
+    assert found["ingest-api"]["address"] == "mesh-ingest-api-1"
+    # The servers are asked where compose publishes them, with the owner's accounts.
+    (settings,) = seen
+    assert settings.kafka_bootstrap == "127.0.0.1:19"
+    assert settings.s3_endpoint == "127.0.0.1:20"
+    assert settings.s3_secret_key.get_secret_value() == "s3-secret"
+    assert settings.postgres_dsn.get_secret_value() == "postgresql://mesh:pg-secret@127.0.0.1:21/mesh"
+    assert settings.cache_url is not None
+    assert settings.cache_url.get_secret_value() == "redis://:cache-secret@127.0.0.1:22/0"
+    assert settings.extra_classifiers == ("night",)
+    assert "secret" not in json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (container("ingest-api", Health="unhealthy"), 'it is unhealthy: {"checks": {"database": "away"}}'),
+        (container("kafka", State="exited", Health="", ExitCode=137), "it is exited, status 137"),
+        (container("redis", State="exited", Health=""), "it is exited, status 0"),
+        (container("migrate", State="exited", Health="", ExitCode=1), "it is exited, status 1"),
+        (container("migrate", Health=""), "it is not done yet"),
+    ],
+)
+def test_a_container_that_is_not_well_is_a_fault(
+    elsewhere: Path, containers: list[dict[str, Any]], changed: dict[str, Any], said: str
+) -> None:
+    told = [changed if one["Service"] == changed["Service"] else one for one in containers]
+    status, found = in_containers(elsewhere, told)
     assert status == 1
-    assert [name for name in found if name.startswith("scale of")] == ["scale of classifier-fast"]
+    assert [one["problem"] for one in found.values() if one["problem"]] == [said]
+    assert f"docker compose logs --tail 50 {changed['Service']}" in found[changed["Service"]]["advice"]
+
+
+@pytest.mark.parametrize(("service", "status"), [("ingest-api", 1), ("grafana", 0), ("migrate", 0)])
+def test_a_service_without_a_container_is_a_fault_unless_it_is_over_or_for_people(
+    elsewhere: Path, containers: list[dict[str, Any]], service: str, status: int
+) -> None:
+    described = DESCRIBED | {"grafana": {"restart": "unless-stopped"}}
+    (elsewhere / "config").write_text(json.dumps({"services": described}))
+    told = [*containers, container("grafana")]
+    ended, found = in_containers(elsewhere, [one for one in told if one["Service"] != service])
+    assert ended == status
+    assert found.get(service, {}).get("address") == (None if service == "migrate" else "no container")
+
+
+def test_compose_before_2_21_tells_of_containers_in_one_list(
+    elsewhere: Path, containers: list[dict[str, Any]]
+) -> None:
+    (elsewhere / "containers").write_text(json.dumps(containers))
+    status, found = findings(elsewhere)
+    assert (status, found["kafka"]["address"]) == (0, "mesh-kafka-1")
+
+
+def test_more_containers_than_partitions_are_a_finding(
+    elsewhere: Path, containers: list[dict[str, Any]]
+) -> None:
+    there = {"feature-extractor": PARTITIONS + 1, "ingest-api": PARTITIONS + 1, "kafka": 1}
+    told = containers + [container(name) for name, count in there.items() for _ in range(count - 1)]
+    told.append(container("kafka", State="exited", Health=""))
+    status, found = in_containers(elsewhere, told)
+    assert status == 1
+    assert [name for name in found if name.startswith("scale of")] == ["scale of feature-extractor"]
+
+
+def test_containers_can_be_asked_for_beside_what_runs_in_a_folder(
+    elsewhere: Path, containers: list[dict[str, Any]]
+) -> None:
+    (elsewhere / "containers").write_text("\n".join(map(json.dumps, containers)))
+    state = {"pid": os.getpid(), "environment": {"MESH_KAFKA_BOOTSTRAP": "elsewhere:1"}, "replicas": []}
+    supervisor.running_file(elsewhere).write_text(json.dumps(state))
+    _, found = findings(elsewhere)
+    assert "kafka" not in found
+    _, found = findings(elsewhere, "--compose")
+    assert found["kafka"]["address"] == "mesh-kafka-1"
+
+
+def test_containers_that_were_asked_for_and_cannot_be_is_told(
+    elsewhere: Path, containers: list[dict[str, Any]]
+) -> None:
+    (elsewhere / "bin" / "docker").write_text("#!/bin/sh\necho POSTGRES_PASSWORD is missing >&2; exit 1\n")
+    result = CliRunner().invoke(app, ["doctor", "--compose"])
+    assert result.exit_code == 1
+    assert "`docker compose ps --all --format json` failed: POSTGRES_PASSWORD is missing" in result.output
 
 
 # The machine itself
@@ -206,3 +361,23 @@ def test_docker_is_asked(
         assert (found.found, found.lack) == ("29.0, compose 29.0", None)
     else:
         assert lack in str(found.lack)
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ("4000000000 /var/lib/docker data", Engine(4_000_000_000, Path("/var/lib/docker data"))),
+        ("Cannot connect to the Docker daemon", None),
+    ],
+)
+def test_what_docker_has_is_asked_of_docker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, found: Engine | None
+) -> None:
+    monkeypatch.undo()
+    command = tmp_path / "docker"
+    command.write_text(f"#!/bin/sh\necho {told}\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert prerequisites.engine() == found
+    if found is not None:
+        assert prerequisites.memory(found).found == "4.0 GB in all"

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from visionmesh.cli.console import DIRECTORY, Directory, connect, running
+from visionmesh.cli.console import DIRECTORY, Directory, connect, fail, running
 
 if TYPE_CHECKING:
+    from visionmesh.compose import ComposeProject, Container
     from visionmesh.settings import Settings
+
+_MIGRATE: Final = (
+    "run `docker compose run --rm migrate`, without containers `python -m visionmesh.database migrate`"
+)
+
+# What somebody only looks at.
+_FOR_PEOPLE: Final = frozenset({"grafana", "kafka-ui"})
 
 
 @dataclass(frozen=True)
@@ -31,19 +40,37 @@ class Finding:
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per finding.")] = False,
+    compose: Annotated[
+        bool,
+        typer.Option("--compose", help="The containers of the compose file, even if `mesh up` runs as well."),
+    ] = False,
     directory: Directory = DIRECTORY,
 ) -> None:
     """Look at the machine, every server and service; the exit status is 1 when anything is wrong."""
-    connect(directory)
+    from visionmesh.compose import ComposeError, ComposeProject
     from visionmesh.settings import get_settings
 
-    state = running(directory)
+    if not compose:
+        connect(directory)
+    state = None if compose else running(directory)
+    project = ComposeProject()
+    try:
+        containers = _containers(project, wanted=compose) if state is None else []
+        if compose or containers:
+            for name, value in project.settings().items():
+                os.environ.setdefault(name, value)
+            services = [*_services_in(project, containers)]
+        else:
+            services = [*_services(state, directory)]
+    except ComposeError as error:
+        fail(str(error))
+    running_containers = Counter(one.service for one in containers if one.state == "running")
     findings = [
         *_prerequisites(directory.resolve(), containers=state is None),
         *_servers(get_settings()),
         _cache(get_settings()),
-        *_services(state, directory),
-        *_capacity(state),
+        *services,
+        *_capacity(running_containers if state is None else _replicas(state)),
     ]
     for finding in findings:
         sys.stdout.write((json.dumps(asdict(finding)) if as_json else _for_people(finding)) + "\n")
@@ -56,9 +83,12 @@ def _prerequisites(directory: Path, *, containers: bool) -> Iterator[Finding]:
 
     containers: whether the mesh is to run in these. `mesh up` needs no Docker, and less of the rest.
     """
-    from visionmesh.cli.prerequisites import disk, docker, memory
+    from visionmesh.cli.prerequisites import disk, docker, engine, memory
 
-    for found in (docker(), memory(), disk(directory)):
+    there = engine() if containers else None
+    # A desktop's engine has a machine of its own, whose folders are none of this one.
+    folder = there.folder if there is not None and there.folder.exists() else directory
+    for found in (docker(), memory(there), disk(folder)):
         if found.lack is None:
             yield Finding(found.name, found.found)
         elif containers:
@@ -97,7 +127,7 @@ def _servers(settings: Settings) -> Iterator[Finding]:
     found = _ask("database", where, database.ping, start.format("MESH_POSTGRES_DSN"))
     yield found
     if found.problem is None:
-        yield _ask("schema", where, lambda: _schema(database), "run `python -m visionmesh.database migrate`")
+        yield _ask("schema", where, lambda: _schema(database), _MIGRATE)
 
 
 def _cache(settings: Settings) -> Finding:
@@ -160,12 +190,42 @@ def _services(state: dict[str, Any] | None, directory: Path) -> Iterator[Finding
             yield Finding(name, url)
 
 
-def _capacity(state: dict[str, Any] | None) -> Iterator[Finding]:
-    """More replicas than have work, of the mesh that runs in a folder or in containers."""
+def _services_in(project: ComposeProject, containers: Sequence[Container]) -> Iterator[Finding]:
+    """Every service that compose knows, by the health of its containers."""
+    there = {service: [one for one in containers if one.service == service] for service in project.services()}
+    for service, goes_on in project.services().items():
+        # What is over may have been removed; what it made is looked at by itself.
+        if goes_on and not there[service]:
+            if service in _FOR_PEOPLE:
+                yield Finding(service, "no container", note="the mesh works without it")
+            else:
+                start = f"docker compose up --wait --no-deps --no-recreate {service}"
+                yield Finding(service, "no container", "nothing of it runs", f"`{start}`")
+        for container in there[service]:
+            problem = _why_not_well(project, container, goes_on=goes_on)
+            advice = f"read `docker compose logs --tail 50 {service}`"
+            if container.state == "exited":
+                advice += f"; `docker compose start {service}` starts it again"
+            yield Finding(service, container.name, problem, None if problem is None else advice)
+
+
+def _why_not_well(project: ComposeProject, container: Container, *, goes_on: bool) -> str | None:
+    if container.state != "running":
+        done = container.state == "exited" and container.exit_status == 0 and not goes_on
+        return None if done else f"it is {container.state}, status {container.exit_status}"
+    if not goes_on:
+        return "it is not done yet"
+    if container.health in ("healthy", ""):
+        return None
+    said = project.why_not_ready(container)
+    return f"it is {container.health}" + (f": {said}" if said else "")
+
+
+def _capacity(replicas: Mapping[str, int]) -> Iterator[Finding]:
+    """More replicas than have work."""
     from visionmesh.topics import PARTITIONS
 
-    counts = _containers() if state is None else Counter(one["service"] for one in state["replicas"])
-    for service, count in counts.items():
+    for service, count in replicas.items():
         if count > PARTITIONS and service != "ingest-api":
             yield Finding(
                 f"scale of {service}",
@@ -175,15 +235,20 @@ def _capacity(state: dict[str, Any] | None) -> Iterator[Finding]:
             )
 
 
-def _containers() -> Mapping[str, int]:
-    from visionmesh.autoscale import ScaleError
-    from visionmesh.scalers import ComposeReplicas
+def _replicas(state: dict[str, Any]) -> Mapping[str, int]:
+    return Counter(one["service"] for one in state["replicas"])
+
+
+def _containers(project: ComposeProject, *, wanted: bool) -> list[Container]:
+    """wanted: whether they were asked for. Otherwise there are none where Docker does not answer."""
+    from visionmesh.compose import ComposeError
 
     try:
-        return ComposeReplicas().replicas()
-    # That Docker does not answer, or has no such containers, is told elsewhere.
-    except ScaleError:
-        return {}
+        return project.containers()
+    except ComposeError:
+        if wanted:
+            raise
+        return []
 
 
 def _for_people(finding: Finding) -> str:

@@ -54,12 +54,36 @@ def docker() -> Prerequisite:
     return Prerequisite("docker", f"{found[0]}, compose {found[1]}")
 
 
-def memory() -> Prerequisite:
-    """Whether the machine, or the container that this runs in, has enough memory."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # It may not be there, or be `max`, which is none.
-    with suppress(OSError, ValueError):
-        there = min(there, int(_CGROUP_LIMIT.read_text()))
+@dataclass(frozen=True)
+class Engine:
+    """What Docker has, which need not be what the machine has. folder: where images and volumes lie."""
+
+    memory_bytes: int
+    folder: Path
+
+
+def engine() -> Engine | None:
+    """None where it does not answer; `docker` says why."""
+    try:
+        done = subprocess.run(
+            ["docker", "info", "--format", "{{.MemTotal}} {{.DockerRootDir}}"],
+            capture_output=True, text=True, timeout=_DOCKER_SECONDS, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        total, folder = done.stdout.strip().split(" ", 1)
+        return Engine(int(total), Path(folder))
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+
+
+def memory(engine: Engine | None = None) -> Prerequisite:
+    """Whether Docker, or without one the machine or the container that this runs in, has enough memory."""
+    if engine is not None:
+        there = engine.memory_bytes
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        # It may not be there, or be `max`, which is none.
+        with suppress(OSError, ValueError):
+            there = min(there, int(_CGROUP_LIMIT.read_text()))
     return _enough("memory", there, MEMORY_BYTES, "in all", "give Docker, or the machine, more of it")
 
 
