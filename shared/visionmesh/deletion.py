@@ -10,7 +10,8 @@ it anew, and a service of a version without deletions may have written rows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import Event, Thread
@@ -34,11 +35,14 @@ SETTLE_SECONDS: Final = 3600.0
 # A dead letter may be sent back for as long as Kafka keeps it. After this nothing can speak of the image.
 REMEMBERED_SECONDS: Final = (DEAD_LETTER_RETENTION_MS + DAY_MS) / 1000
 
-_AT_ONCE: Final = 100
+_AT_ONCE: Final = 1000
 
 _FINISH_PERIOD_SECONDS: Final = 60.0
-# A look for what is too old reads a whole table, and nobody counts the days of a picture by the minute.
+# Nobody counts the days of a picture by the minute.
 _AGE_PERIOD_SECONDS: Final = 3600.0
+
+# Any number that no other lock has, the same in every version of this program.
+_ROUND_LOCK: Final = 7_346_100_524
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,12 @@ class Deletions(Protocol):
         """
 
     def older_than(self, seconds: float, *, limit: int) -> list[str]:
-        """Images that were uploaded, or where none was, finished with, that long ago. The oldest first."""
+        """Images that were uploaded that long ago, the oldest first."""
+
+    def never_uploaded(self, *, older_than_seconds: float, limit: int) -> list[str]:
+        """Images that no upload brought, and that were finished with that long ago. To be asked for when
+        `older_than` has no more.
+        """
 
     def unfinished(self, *, settle_seconds: float, limit: int) -> list[Deleted]:
         """What has an object that is still there, and what is to be done a second time: what was deleted that
@@ -69,8 +78,11 @@ class Deletions(Protocol):
     def cleared(self, image_ids: Collection[str], *, settle_seconds: float) -> None:
         """The objects of these are gone. Those that were deleted that long ago are finished."""
 
-    def forget(self, *, older_than_seconds: float) -> int:
+    def forget(self, *, older_than_seconds: float, limit: int) -> int:
         """Forgets finished deletions of that age; returns how many."""
+
+    def alone(self) -> AbstractContextManager[bool]:
+        """Whether no other process is inside such a block, and none will be until this one ends."""
 
 
 class Eraser:
@@ -94,6 +106,8 @@ class Eraser:
         count = 0
         while image_ids := self._deletions.older_than(seconds, limit=_AT_ONCE):
             count += len(self.erase(image_ids))
+        while image_ids := self._deletions.never_uploaded(older_than_seconds=seconds, limit=_AT_ONCE):
+            count += len(self.erase(image_ids))
         return count
 
     def finish(self, *, settle_seconds: float = SETTLE_SECONDS) -> int:
@@ -107,8 +121,20 @@ class Eraser:
             count += len(gone)
             if len(gone) < len(deleted):
                 break
-        self._deletions.forget(older_than_seconds=REMEMBERED_SECONDS)
         return count
+
+    def forget(self) -> int:
+        """Forgets deletions of images that nothing can speak of any more; returns how many. Raises
+        `Unavailable("database", …)`.
+        """
+        count = 0
+        while forgotten := self._deletions.forget(older_than_seconds=REMEMBERED_SECONDS, limit=_AT_ONCE):
+            count += forgotten
+        return count
+
+    def alone(self) -> AbstractContextManager[bool]:
+        """Whether no other process is inside such a block. Raises `Unavailable("database", …)`."""
+        return self._deletions.alone()
 
     def _clear(self, deleted: Sequence[Deleted], settle_seconds: float) -> set[str]:
         """Removes objects and what is cached; returns the images whose objects are gone."""
@@ -134,7 +160,7 @@ class Eraser:
 class RetentionKeeper:
     """Deletes what is too old, and finishes deletions, in a thread of its own from `start` to `stop`.
 
-    Every replica has one: what one has done, the others find done.
+    Every replica has one, and one of them at a time works: what it has done, the others find done.
     """
 
     def __init__(self, eraser: Eraser, *, retention_days: int | None) -> None:
@@ -152,8 +178,15 @@ class RetentionKeeper:
         self._stop.set()
 
     def keep(self) -> None:
-        """One round. Raises `Unavailable`."""
-        self._eraser.finish()
+        """One round, unless another replica is in the middle of one. Raises `Unavailable`."""
+        with self._eraser.alone() as alone:
+            if not alone:
+                return
+            self._eraser.finish()
+            self._keep_days()
+            self._eraser.forget()
+
+    def _keep_days(self) -> None:
         looked_at = self._ages_looked_at
         now = monotonic()
         if self._retention_days is None or (looked_at is not None and now - looked_at < _AGE_PERIOD_SECONDS):
@@ -204,18 +237,19 @@ _WRITTEN_DOWN: Final = """
 """
 
 _OLDER_THAN: Final = """
-    (
-        SELECT image_id FROM images WHERE created_at < now() - make_interval(secs => %(seconds)s)
-        ORDER BY created_at LIMIT %(limit)s
-    )
-    UNION
-    (
+    SELECT image_id FROM images WHERE created_at < now() - make_interval(secs => %(seconds)s)
+    ORDER BY created_at, image_id LIMIT %(limit)s
+"""
+
+# Those of uploads that are too old went with their pictures, so that what is oldest here is of no upload, but
+# for the few whose picture came later. Picked before it is compared: else all of both tables may be read.
+_NEVER_UPLOADED: Final = """
+    SELECT DISTINCT image_id FROM (
         SELECT image_id FROM task_outcomes
         WHERE coalesce(finished_at, started_at) < now() - make_interval(secs => %(seconds)s)
-            AND NOT EXISTS (SELECT FROM images WHERE images.image_id = task_outcomes.image_id)
-        LIMIT %(limit)s
-    )
-    LIMIT %(limit)s
+        ORDER BY coalesce(finished_at, started_at) LIMIT %(limit)s
+    ) AS oldest
+    WHERE NOT EXISTS (SELECT FROM images WHERE images.image_id = oldest.image_id)
 """
 
 _UNFINISHED: Final = """
@@ -236,7 +270,12 @@ _CLEARED: Final = """
     )
 """
 
-_FORGET: Final = "DELETE FROM deleted_images WHERE finished_at < now() - make_interval(secs => %s)"
+_FORGET: Final = """
+    DELETE FROM deleted_images WHERE image_id IN (
+        SELECT image_id FROM deleted_images
+        WHERE finished_at < now() - make_interval(secs => %(seconds)s) ORDER BY finished_at LIMIT %(limit)s
+    )
+"""
 
 
 class PostgresDeletions:
@@ -263,6 +302,12 @@ class PostgresDeletions:
             rows = connection.execute(_OLDER_THAN, {"seconds": seconds, "limit": limit}).fetchall()
         return [cast(str, image_id) for (image_id,) in rows]
 
+    def never_uploaded(self, *, older_than_seconds: float, limit: int) -> list[str]:
+        asked = {"seconds": older_than_seconds, "limit": limit}
+        with self._database.transaction() as connection:
+            rows = connection.execute(_NEVER_UPLOADED, asked).fetchall()
+        return [cast(str, image_id) for (image_id,) in rows]
+
     def unfinished(self, *, settle_seconds: float, limit: int) -> list[Deleted]:
         with self._database.transaction() as connection:
             rows = connection.execute(_UNFINISHED, (settle_seconds, limit)).fetchall()
@@ -272,6 +317,19 @@ class PostgresDeletions:
         with self._database.transaction() as connection:
             connection.execute(_CLEARED, (settle_seconds, list(image_ids)))
 
-    def forget(self, *, older_than_seconds: float) -> int:
+    def forget(self, *, older_than_seconds: float, limit: int) -> int:
+        asked = {"seconds": older_than_seconds, "limit": limit}
         with self._database.transaction() as connection:
-            return connection.execute(_FORGET, (older_than_seconds,)).rowcount
+            return connection.execute(_FORGET, asked).rowcount
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        with self._database.transaction() as connection:
+            got = connection.execute("SELECT pg_try_advisory_lock(%s)", (_ROUND_LOCK,)).fetchone() == (True,)
+            # The lock is the connection's and not the transaction's, which would be too long an idle one.
+            connection.commit()
+            try:
+                yield got
+            finally:
+                if got:
+                    connection.execute("SELECT pg_advisory_unlock(%s)", (_ROUND_LOCK,))

@@ -112,7 +112,8 @@ def test_uploads_results_and_deletions_get_done(database_of: Callable[[str], Dat
     deletions.cleared(["a-picture"], settle_seconds=0)
     deletions.older_than(1e9, limit=5)
     deletions.unfinished(settle_seconds=0, limit=5)
-    deletions.forget(older_than_seconds=0)
+    deletions.never_uploaded(older_than_seconds=1e9, limit=5)
+    deletions.forget(older_than_seconds=0, limit=5)
     assert images.image("a-picture") is None
 
 

@@ -17,7 +17,7 @@ from visionmesh import deletion
 from visionmesh.cache import Cache, ValkeyCache
 from visionmesh.database import Database
 from visionmesh.deletion import Deletions, Eraser, PostgresDeletions, RetentionKeeper
-from visionmesh.errors import Rejected
+from visionmesh.errors import Rejected, Unavailable
 from visionmesh.http import create_app
 from visionmesh.object_store import ObjectStore, S3ObjectStore
 from visionmesh.ocr_document import OcrDocument, PageSize, TextLine
@@ -239,14 +239,51 @@ def test_a_deletion_is_done_a_second_time_when_nobody_works_on_the_image_any_mor
 def test_a_finished_deletion_is_forgotten_when_nothing_can_speak_of_the_image(mesh: Mesh) -> None:
     row = mesh.add("a")
     mesh.eraser.erase(["a"])
-    assert mesh.deletions.forget(older_than_seconds=-1) == 0, "it is not finished"
+    assert mesh.deletions.forget(older_than_seconds=-1, limit=10) == 0, "it is not finished"
     mesh.eraser.finish(settle_seconds=0)
-    assert mesh.deletions.forget(older_than_seconds=3600) == 0
-    assert mesh.deletions.forget(older_than_seconds=-1) == 1
+    assert mesh.deletions.forget(older_than_seconds=3600, limit=10) == 0
+    assert mesh.deletions.forget(older_than_seconds=-1, limit=10) == 1
     assert mesh.images.add_image(row).created
 
 
-def test_what_is_too_old_is_deleted(mesh: Mesh) -> None:
+def test_deletions_are_forgotten_page_by_page(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deletion, "_AT_ONCE", 2)
+    monkeypatch.setattr(deletion, "REMEMBERED_SECONDS", -1)
+    for image_id in "abcde":
+        mesh.results.save([OutcomeRow(image_id, "qr-decoder", "done")])
+    mesh.eraser.erase("abcde")
+    mesh.eraser.finish(settle_seconds=0)
+    assert mesh.deletions.forget(older_than_seconds=-1, limit=2) == 2
+    assert mesh.eraser.forget() == 3
+
+
+def test_one_replica_at_a_time_keeps(mesh: Mesh) -> None:
+    mesh.results.save([OutcomeRow("plain", "qr-decoder", "done")])
+    keeper = RetentionKeeper(mesh.eraser, retention_days=-1)
+    with mesh.eraser.alone() as alone:
+        assert alone
+        keeper.keep()
+        assert mesh.images.results("plain") is not None
+    keeper.keep()
+    assert mesh.images.results("plain") is None
+
+
+def test_a_round_that_fails_lets_others_keep(mesh: Mesh) -> None:
+    with pytest.raises(Unavailable), mesh.eraser.alone():
+        raise Unavailable("database", "down")
+    with mesh.eraser.alone() as alone:
+        assert alone
+
+
+def test_outcomes_older_than_their_upload_hold_up_nothing(mesh: Mesh) -> None:
+    mesh.results.save([OutcomeRow("early", "qr-decoder", "done")])
+    mesh.images.add_image(ImageRow("early", "raw-images/x", DIGEST, 1, "image/jpeg"))
+    mesh.results.save([OutcomeRow("plain", "qr-decoder", "done")])
+    assert mesh.deletions.never_uploaded(older_than_seconds=-1, limit=10) == ["plain"]
+
+
+def test_what_is_too_old_is_deleted(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deletion, "_AT_ONCE", 100)
     for number in range(250):
         mesh.images.add_image(ImageRow(f"{number:03}", "raw-images/x", DIGEST, 1, "image/jpeg"))
     mesh.results.save([OutcomeRow("plain", "qr-decoder", "done")])
@@ -309,6 +346,31 @@ def test_a_deletion_waits_for_who_is_writing_and_takes_that_along(database: Data
     assert images.results("a") is None
     results.save(rows("a"))
     assert images.results("a") is None
+
+
+MANY = """
+    INSERT INTO images (image_id, minio_path, sha256, bytes, media_type, created_at)
+        SELECT n, 'raw-images/x', '00', 1, 'image/jpeg', now() - interval '40 days' + n * interval '1 minute'
+        FROM generate_series(1, 50000) AS n;
+    INSERT INTO task_outcomes (image_id, worker, state, attempt, finished_at)
+        SELECT n, 'qr-decoder', 'done', 1, now() - interval '40 days' + n * interval '1 minute'
+        FROM generate_series(1, 50000) AS n;
+    INSERT INTO deleted_images (image_id, finished_at)
+        SELECT n, now() - interval '40 days' + n * interval '1 minute'
+        FROM generate_series(50001, 100000) AS n;
+    ANALYZE images, task_outcomes, deleted_images;
+"""
+
+
+@pytest.mark.parametrize("question", ["_OLDER_THAN", "_NEVER_UPLOADED", "_FORGET", "_UNFINISHED"])
+def test_no_table_is_read_whole_for_what_is_old(dsn: str, question: str) -> None:
+    days_20: dict[str, float] = {"seconds": 20 * 86_400, "limit": 100}
+    asked = tuple(days_20.values()) if question == "_UNFINISHED" else days_20
+    with psycopg.connect(dsn) as connection:
+        connection.execute(MANY)
+        plan = connection.execute(f"EXPLAIN {getattr(deletion, question)}", asked).fetchall()
+        connection.rollback()
+    assert "Seq Scan" not in "\n".join(line for (line,) in plan), plan
 
 
 def test_writers_do_not_wait_for_each_other(database: Database, dsn: str) -> None:

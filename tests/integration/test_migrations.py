@@ -144,7 +144,7 @@ def test_indexes_are_built_beside_a_writer_and_again_after_a_run_that_was_broken
     bare_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tmp_path / "migrations"
-    shutil.copytree(MIGRATIONS, before, ignore=shutil.ignore_patterns("__pycache__", "0007*"))
+    shutil.copytree(MIGRATIONS, before, ignore=shutil.ignore_patterns("__pycache__", "000[78]*"))
     with monkeypatch.context() as earlier:
         earlier.setattr("visionmesh.database.MIGRATIONS", before)
         migrate(bare_dsn)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from threading import Lock
 
 from visionmesh.deletion import Deleted
 from visionmesh.testing.faults import Faults
@@ -26,6 +28,7 @@ class MemoryDeletions(Faults):
         super().__init__("database")
         self._images = images
         self._deletions: dict[str, _Deletion] = {}
+        self._round = Lock()
 
     def delete(self, image_ids: Collection[str]) -> list[Deleted]:
         self._answer()
@@ -42,7 +45,12 @@ class MemoryDeletions(Faults):
     def older_than(self, seconds: float, *, limit: int) -> list[str]:
         self._answer()
         latest = _now() - timedelta(seconds=seconds)
-        return self._images.older_than(latest)[:limit]
+        return self._images.uploaded_before(latest)[:limit]
+
+    def never_uploaded(self, *, older_than_seconds: float, limit: int) -> list[str]:
+        self._answer()
+        latest = _now() - timedelta(seconds=older_than_seconds)
+        return self._images.never_uploaded(latest)[:limit]
 
     def unfinished(self, *, settle_seconds: float, limit: int) -> list[Deleted]:
         self._answer()
@@ -62,18 +70,28 @@ class MemoryDeletions(Faults):
             if deletion.at <= latest and deletion.finished_at is None:
                 deletion.finished_at = _now()
 
-    def forget(self, *, older_than_seconds: float) -> int:
+    def forget(self, *, older_than_seconds: float, limit: int) -> int:
         self._answer()
         latest = _now() - timedelta(seconds=older_than_seconds)
-        old = {
+        old = [
             image_id
             for image_id, each in self._deletions.items()
             if each.finished_at is not None and each.finished_at < latest
-        }
+        ][:limit]
         for image_id in old:
             del self._deletions[image_id]
         self._images.forget_deleted(old)
         return len(old)
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        self._answer()
+        got = self._round.acquire(blocking=False)
+        try:
+            yield got
+        finally:
+            if got:
+                self._round.release()
 
 
 def _now() -> datetime:

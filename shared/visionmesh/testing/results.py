@@ -380,17 +380,22 @@ class MemoryImages(Faults):
         shadows.update(row.image_id for row, _ in self._results.shadow_predictions())
         return self.results(image_id) is not None or image_id in shadows
 
-    def older_than(self, latest: datetime) -> list[str]:
-        """Images that were uploaded before, and then those without an upload that were worked on before."""
+    def uploaded_before(self, latest: datetime) -> list[str]:
+        """Images that were uploaded before, the oldest first."""
         with self._lock:
             self._answer()
-            uploaded = [row.image_id for row in reversed(self._newest_first()) if _created_at(row) < latest]
+            return [row.image_id for row in reversed(self._newest_first()) if _created_at(row) < latest]
+
+    def never_uploaded(self, latest: datetime) -> list[str]:
+        """Images without an upload that were worked on before."""
+        with self._lock:
+            self._answer()
             others = {
                 row.image_id
                 for row in self._results.outcomes()
                 if row.image_id not in self._images and (row.finished_at or row.started_at or latest) < latest
             }
-            return [*uploaded, *sorted(others)]
+            return sorted(others)
 
     def _newest_first(self) -> list[ImageRow]:
         return sorted(self._images.values(), key=lambda row: (_created_at(row), row.image_id), reverse=True)
