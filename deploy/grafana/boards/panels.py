@@ -50,10 +50,13 @@ def rate(metric: str, matchers: str = "", *, by: str = "") -> str:
 
 
 def gained(metric: str, matchers: str = "", *, by: str = "") -> str:
-    """What a counter gained within an hour. One that appeared since counts from 0, unlike with `increase`."""
+    """What a counter gained within an hour. One that appeared since counts from 0, unlike with `increase`.
+
+    Whether it was there before is asked of a whole hour: at a single moment a scrape may have failed.
+    """
     selected = f"{metric}{_braces(matchers)}"
     return (
-        f"sum {_by(by)}((last_over_time({selected}[1h]) unless {selected} offset 1h) "
+        f"sum {_by(by)}((last_over_time({selected}[1h]) unless max_over_time({selected}[1h] offset 1h)) "
         f"or increase({selected}[1h])) or vector(0)"
     )
 
