@@ -38,6 +38,17 @@ def session_stack(
         yield stack
 
 
+@pytest.fixture(scope="module")
+def own_stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """For tests of a module that look at everything there is, or commit for groups that others joined.
+
+    The mock cluster takes no commit from outside for a group that has ever had a member.
+    """
+    with open_stack(request.config.getoption("--stack"), tmp_path_factory.mktemp("stack")) as stack:
+        migrate(stack.endpoints.postgres_dsn)
+        yield stack
+
+
 @pytest.fixture(scope="session")
 def postgres_dsn(session_stack: Stack) -> str:
     """A database with the schema of today."""

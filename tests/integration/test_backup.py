@@ -64,9 +64,9 @@ def empty_tables(dsn: str) -> None:
 
 
 @pytest.fixture
-def settings(session_stack: Stack, postgres_dsn: str) -> Iterator[Settings]:
+def settings(own_stack: Stack) -> Iterator[Settings]:
     """A mesh in which there is nothing and everything is finished."""
-    environment = session_stack.endpoints.environment()
+    environment = own_stack.endpoints.environment()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)

@@ -34,13 +34,15 @@ EVERYBODY = (
 
 
 @pytest.fixture
-def dsn(postgres_dsn: str) -> Iterator[str]:
+def dsn(own_stack: Stack) -> Iterator[str]:
+    dsn = own_stack.endpoints.postgres_dsn
+
     def empty() -> None:
-        with psycopg.connect(postgres_dsn) as connection:
+        with psycopg.connect(dsn) as connection:
             connection.execute("TRUNCATE images, task_outcomes, deleted_images")
 
     empty()
-    yield postgres_dsn
+    yield dsn
     empty()
 
 
@@ -226,8 +228,8 @@ def finish_everything(settings: Settings) -> None:
 
 
 @pytest.fixture
-def settings(session_stack: Stack, dsn: str) -> Iterator[Settings]:
-    environment = session_stack.endpoints.environment()
+def settings(own_stack: Stack, dsn: str) -> Iterator[Settings]:
+    environment = own_stack.endpoints.environment()
     with mock.patch.dict(os.environ, environment):
         get_settings.cache_clear()
         settings = Settings()
