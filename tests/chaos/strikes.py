@@ -13,12 +13,15 @@ from urllib.request import urlopen
 
 from chaos.rig import Rig
 from visionmesh.mesh import Replica
+from visionmesh.stack import Server, StackError
 from visionmesh.topics import PARTITIONS, readers
 
 _LOOK_SECONDS = 0.05
 
 # A server that was killed stays away for as long as it takes somebody, or something, to notice.
 _AWAY_SECONDS = (1.0, 8.0)
+
+_STARTS = 5
 
 _TAKEOVER_LOOK_SECONDS = 0.1
 _LONGEST_TAKEOVER_SECONDS = 60.0
@@ -146,10 +149,17 @@ class Strikes:
         if killed:
             server.kill()
             self._over.wait(self.chance.uniform(*_AWAY_SECONDS))
-            server.start()
         else:
-            server.restart()
+            server.stop()
+        self._start(server)
         self.outages.append(Outage(name, "killed" if killed else "restarted", began, time.monotonic()))
+
+    def _start(self, server: Server) -> None:
+        """Again when a busy machine needed longer than a server is waited for. Raises StackError."""
+        for _ in range(_STARTS - 1):
+            with suppress(StackError):
+                return server.start()
+        return server.start()
 
 
 def partitions_of(replica: Replica) -> int:
