@@ -17,10 +17,11 @@ from feature_extractor.domain import on_the_wire
 from feature_extractor.known import Known
 from feature_extractor.models import Prepare, current_extractor
 from feature_extractor.step import Fetch
+from visionmesh.bodies import WAITING_BYTES, Room, received
 from visionmesh.cache import Cache
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected
-from visionmesh.http import FORM_BYTES, create_app, decode_json, media_type_of, picture_of, told
+from visionmesh.http import FORM_BYTES, create_app, decode_json, media_type_of, told
 from visionmesh.observability import logs, metrics
 from visionmesh.observability.health import Check
 from visionmesh.registry import ModelSource
@@ -67,8 +68,13 @@ def make_app(
     *,
     checks: Mapping[str, Check],
     max_bytes: int,
+    waiting_bytes: int = WAITING_BYTES,
 ) -> FastAPI:
-    """max_bytes: the largest picture that is taken in the request itself."""
+    """max_bytes: the largest picture that is taken in the request itself.
+
+    waiting_bytes: what the bodies of all requests may take together, from when they are sent.
+    """
+    room = Room(waiting_bytes, max_bytes + FORM_BYTES)
     app = create_app(service, checks=checks, max_body_bytes=max_bytes + FORM_BYTES)
 
     def answer(image_id: str | None, data: bytes) -> dict[str, Any]:
@@ -82,7 +88,7 @@ def make_app(
     @app.post(
         "/extract",
         openapi_extra={"requestBody": {"required": True, "content": _BODIES}},
-        responses=told(FeaturesAnswer, 400, 404, 413, 415, 422, 503),
+        responses=told(FeaturesAnswer, 400, 404, 408, 413, 415, 422, 503),
     )
     async def extract(request: Request, image_id: str | None = None) -> dict[str, Any]:
         """A picture's descriptors: of one in the object store (JSON), or of the one in the body.
@@ -91,11 +97,13 @@ def make_app(
         """
         if image_id is not None:
             _check_image_id(image_id)
-        if media_type_of(request) == "application/json":
-            message = decode_json(await request.body(), InStore)
-            _check_image_id(message.image_id)
-            return await run_in_threadpool(fetched, message)
-        return await run_in_threadpool(answer, image_id, await picture_of(request))
+        with room.kept_for(request):
+            data = await received(request)
+            if media_type_of(request) != "application/json":
+                return await run_in_threadpool(answer, image_id, data)
+        message = decode_json(data, InStore)
+        _check_image_id(message.image_id)
+        return await run_in_threadpool(fetched, message)
 
     return app
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, Literal
@@ -25,9 +25,10 @@ from ocr_worker.load import Tally, retry_after
 from ocr_worker.reading import overdue
 from ocr_worker.step import TASK
 from visionmesh.answers import OcrAnswer
+from visionmesh.bodies import Room, received
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected
-from visionmesh.http import FORM_BYTES, create_app, error_response, picture_of, told
+from visionmesh.http import FORM_BYTES, create_app, error_response, told
 from visionmesh.observability import metrics, tracing
 from visionmesh.observability.health import Check
 from visionmesh.ocr_document import OcrDocument, as_json
@@ -101,7 +102,7 @@ def make_app(
 ) -> FastAPI:
     """lag: messages that the service's group has not finished."""
     callers = _Callers(read, terms)
-    room = _Room(terms.waiting_bytes, terms.max_bytes + FORM_BYTES)
+    room = Room(terms.waiting_bytes, terms.max_bytes + FORM_BYTES)
 
     def summary() -> dict[str, float]:
         """The first design's words."""
@@ -140,7 +141,7 @@ def make_app(
         with room.taken_by(request) as there_is_room:
             if callers.are_too_many or not there_is_room:
                 return turned_away()
-            return JSONResponse(as_json(await callers.read(_received(request, terms))))
+            return JSONResponse(as_json(await callers.read(received(request, terms.deadline_seconds))))
 
     def turned_away() -> Response:
         waiting = callers.waiting
@@ -164,7 +165,7 @@ def make_app(
         with room.taken_by(request) as there_is_room:
             if not there_is_room:
                 return turned_away()
-            data = await _received(request, terms)
+            data = await received(request, terms.deadline_seconds)
             task_id = await run_in_threadpool(submit, data, tracing.current())
         return JSONResponse({"task_id": task_id}, HTTPStatus.ACCEPTED)
 
@@ -193,37 +194,6 @@ def make_app(
         raise Rejected("not_found", "No task of this id is known.")
 
     return app
-
-
-async def _received(request: Request, terms: Terms) -> bytes:
-    try:
-        async with asyncio.timeout(terms.deadline_seconds):
-            return await picture_of(request)
-    except TimeoutError:
-        raise Rejected("upload_stalled", "The document did not come in time.") from None
-
-
-class _Room:
-    """For the documents of callers, counted before they are received. A lone one always has room."""
-
-    def __init__(self, most: int, largest: int) -> None:
-        self._most = most
-        self._largest = largest
-        self._taken = 0
-
-    @contextmanager
-    def taken_by(self, request: Request) -> Iterator[bool]:
-        """Whether there is room for its body, which is kept for it until the end of the context."""
-        announced = request.headers.get("content-length", "")
-        size = int(announced) if announced.isdecimal() else self._largest
-        if self._taken and self._taken + size > self._most:
-            yield False
-            return
-        self._taken += size
-        try:
-            yield True
-        finally:
-            self._taken -= size
 
 
 class _Callers:

@@ -17,8 +17,9 @@ from starlette.concurrency import run_in_threadpool
 
 from qr_decoder.reading import Found, Read
 from visionmesh.answers import QrCodeAnswer
+from visionmesh.bodies import WAITING_BYTES, Room, received
 from visionmesh.errors import Rejected
-from visionmesh.http import FORM_BYTES, create_app, error_response, picture_of, told
+from visionmesh.http import FORM_BYTES, create_app, error_response, told
 from visionmesh.observability.health import Check
 from visionmesh.qr_code import as_json
 
@@ -38,7 +39,7 @@ _BODIES: Final[dict[str, Any]] = {
 }
 
 # Whatever is wrong with a picture, or with how it is to be read.
-_REFUSALS: Final = (400, 413, 415, 422)
+_REFUSALS: Final = (400, 408, 413, 415, 422)
 
 
 class ContentAnswer(BaseModel):
@@ -70,11 +71,14 @@ def make_app(
     checks: Mapping[str, Check],
     max_bytes: int,
     max_budget_ms: int,
+    waiting_bytes: int = WAITING_BYTES,
 ) -> FastAPI:
     """own_profile: what `read` uses when none is asked for. max_bytes: the largest picture that is taken.
 
     max_budget_ms: the largest budget that can be asked for; the child has to end by itself within it.
+    waiting_bytes: what the pictures of all requests may take together, from when they are sent.
     """
+    room = Room(waiting_bytes, max_bytes + FORM_BYTES)
     app = create_app(service, checks=checks, max_body_bytes=max_bytes + FORM_BYTES)
     budget: Any = Query(
         None, ge=1, le=max_budget_ms, description="milliseconds, after which the best so far is told"
@@ -82,9 +86,10 @@ def make_app(
 
     async def found_in(request: Request, profile: str | None, budget_ms: float | None) -> Found | None:
         """None when nothing came within the deadline of the child."""
-        data = await picture_of(request)
         try:
-            return await run_in_threadpool(read, data, profile=profile, budget_ms=budget_ms)
+            with room.kept_for(request):
+                data = await received(request)
+                return await run_in_threadpool(read, data, profile=profile, budget_ms=budget_ms)
         except Rejected as error:
             if error.code == "deadline_exceeded":
                 return None
