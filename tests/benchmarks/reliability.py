@@ -74,7 +74,7 @@ MOST_OPEN = 6 * 500
 RETRYABLE = (429, 503)
 _LONGEST_PAUSE_SECONDS = 5.0
 _GIVE_UP_SECONDS = 600.0
-_HOME_SECONDS = 1200.0
+_HOME_SECONDS = 600.0
 _LOOK_SECONDS = 1.0
 _TELL_SECONDS = 30.0
 
@@ -116,13 +116,15 @@ def picture(number: int) -> bytes:
 class Uploads:
     """Clients that upload pictures until each is accepted.
 
-    rate: pictures per second at most. answers: how often each was given, an exception's name among them.
-    repeated: ids that were sent more than once. wrong: answers that no upload may have.
+    rate: pictures per second at most. seconds: after which none is begun any more. answers: how often each
+    was given, an exception's name among them. repeated: ids that were sent more than once. wrong: answers
+    that no upload may have.
     """
 
     rig: Rig
     count: int
     rate: float
+    seconds: float
     accepted: dict[str, Uploaded] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
     repeated: set[str] = field(default_factory=set)
@@ -143,7 +145,8 @@ class Uploads:
             def one(number: int) -> None:
                 time.sleep(max(0.0, began + number / self.rate - time.monotonic()))
                 self.may_go_on.wait()
-                self._upload(client, number)
+                if time.monotonic() - began < self.seconds:
+                    self._upload(client, number)
 
             list(clients.map(one, range(self.count)))
 
@@ -273,7 +276,12 @@ class Watch:
 def run(rig: Rig, kind: StackKind, options: argparse.Namespace, queue: Path) -> bool:
     """Whether everything was as it has to be."""
     chance = random.Random(options.seed)
-    uploads = Uploads(rig, options.pictures, options.pictures / (60 * options.minutes))
+    uploads = Uploads(
+        rig,
+        options.pictures,
+        rate=options.pictures / (60 * options.minutes),
+        seconds=60 * (options.at_most or 4 * options.minutes),
+    )
     strikes = Strikes(
         rig,
         kills=spread([service.name for service in SERVICES], options.kills, options.pictures, chance),
@@ -307,7 +315,7 @@ def run(rig: Rig, kind: StackKind, options: argparse.Namespace, queue: Path) -> 
         rig, checks, uploads.accepted, uploads.repeated, strikes.killed,
         queue=queue, ask=options.ask, chance=chance,
     )  # fmt: skip
-    figure("reliability: pictures uploaded", [len(uploads.accepted)], "")
+    figure(f"reliability: pictures uploaded, of {options.pictures}", [len(uploads.accepted)], "")
     figure("reliability: processes killed", [len(strikes.killed)], "")
     figure("reliability: servers killed or restarted", [len(strikes.outages)], "")
     figure("reliability: uploads took", [seconds], "s")
