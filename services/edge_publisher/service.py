@@ -57,6 +57,7 @@ class StoreAndForward:
         self._ended = False
         self._came = Event()
         self._held: deque[Reading] = deque()
+        metrics.from_zero(metrics.EDGE_DROPPED, metrics.EDGE_LOSSES)
         self._lost_in_memory = 0
         self._lost_at: float | None = None
         self._refusal: Unavailable | None = None

@@ -31,6 +31,7 @@ from visionmesh.isolated import Isolated
 from visionmesh.kafka import KafkaPublisher
 from visionmesh.model_store import ModelError, ModelStore
 from visionmesh.object_store import ObjectStore, S3ObjectStore
+from visionmesh.observability import metrics
 from visionmesh.observability.health import Check
 from visionmesh.observability.logs import configure
 from visionmesh.results import Images, PostgresImages
@@ -67,6 +68,7 @@ def compose(
     """The application over its clients. fitted: the weights of the consensus. sensors, deletions: None for no
     routes. cache: where feature-extractor keeps what it knows of pictures.
     """
+    metrics.from_zero(metrics.UPLOADS, metrics.UPLOAD_OUTCOMES)
     outbox = Outbox(images, store, publisher)
     eraser = None if deletions is None else Eraser(deletions, store, cache or NoCache())
     days = settings.image_retention_days or None

@@ -27,6 +27,7 @@ from ingest_api.__main__ import compose, fitted_consensus
 from ingest_api.searchable_pdf import searchable_pdf
 from visionmesh.drawing import draw_on
 from visionmesh.errors import Unavailable
+from visionmesh.observability import metrics
 from visionmesh.ocr_document import OcrDocument, PageSize, TextLine
 from visionmesh.qr_code import QrCode
 from visionmesh.results import FeaturesRow, OcrDocumentRow, OutcomeRow, PredictionRow, QrCodesRow
@@ -738,6 +739,18 @@ def test_the_listing_goes_page_by_page_from_the_newest(service: Service) -> None
     assert before is None
     expect_error(service.http.get("/images?before=nonsense"), 422, "bad_cursor")
     assert service.http.get("/images?limit=0").status_code == 422
+
+
+def test_outcomes_are_shown_before_there_is_one() -> None:
+    # Otherwise the first failures are no rise, and no alert.
+    metrics.UPLOADS.clear()
+    service = Service()
+    try:
+        text = service.http.get("/metrics").text
+    finally:
+        service.close()
+    for outcome in ("accepted", "duplicate", "rejected", "failed"):
+        assert f'mesh_uploads_total{{outcome="{outcome}"}} 0.0\n' in text
 
 
 def test_metrics_count_what_became_of_files(service: Service) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 from fastapi.testclient import TestClient
+from prometheus_client import Counter
+from prometheus_client.samples import Sample
 
 from edge_doubles import PlayedDevice, eventually, forwarding, reading
 from edge_publisher.http import make_app
@@ -21,6 +23,7 @@ from edge_publisher.queue import Stored
 from edge_publisher.service import StoreAndForward
 from visionmesh.contracts import SensorReading
 from visionmesh.errors import Unavailable
+from visionmesh.observability import metrics
 from visionmesh.testing.kafka import MemoryBroker
 from visionmesh.topics import SENSORS
 
@@ -35,6 +38,11 @@ def published(broker: MemoryBroker) -> list[SensorReading]:
 
 def seqs(broker: MemoryBroker) -> list[int]:
     return [each.seq for each in published(broker)]
+
+
+def samples(counter: Counter) -> list[Sample]:
+    (family,) = counter.collect()
+    return [sample for sample in family.samples if sample.name.endswith("_total")]
 
 
 def emptied(forward: StoreAndForward) -> bool:
@@ -56,6 +64,14 @@ def test_what_is_offered_is_published_once_and_in_order(tmp_path: Path, broker: 
     assert [each.seq for each in found] == list(range(1, 501))
     assert [each.values["distance_cm"] for each in found] == [float(number) for number in range(500)]
     assert {message.key() for message in broker.messages(SENSORS.name)} == {b"pi-1"}
+
+
+def test_losses_are_shown_before_there_is_one(tmp_path: Path, broker: MemoryBroker) -> None:
+    # Otherwise the first ones are no rise, and no alert.
+    metrics.EDGE_DROPPED.clear()
+    with forwarding(tmp_path / "q", [KafkaSink(broker.publisher())]):
+        shown = {sample.labels["reason"]: sample.value for sample in samples(metrics.EDGE_DROPPED)}
+    assert shown == {"memory": 0, "bound": 0, "disk_full": 0, "refused": 0}
 
 
 def test_while_the_broker_is_away_readings_wait_on_disk_and_over_a_restart(

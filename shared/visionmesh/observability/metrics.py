@@ -6,6 +6,7 @@ Names follow Prometheus: base units, `_total` for counters. Labels are few and b
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
@@ -20,6 +21,13 @@ _SECONDS: Final = (
 _BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # The upper half is where answers are, and where a threshold would be set.
 _CONFIDENCE: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+
+def from_zero(counter: Counter, values: Iterable[str]) -> None:
+    """Shows a counter of one label at 0 for each of its values, so that what comes first is seen to come."""
+    for value in values:
+        counter.labels(value)
+
 
 # Worker
 CONSUMED: Final = Counter("mesh_messages_consumed_total", "Messages taken from a topic.", ["worker", "topic"])
@@ -85,6 +93,7 @@ GROUP_LAG_SECONDS: Final = Gauge(
 UPLOADS: Final = Counter(
     "mesh_uploads_total", "Uploaded files, by outcome (accepted, duplicate, rejected, failed).", ["outcome"]
 )
+UPLOAD_OUTCOMES: Final = ("accepted", "duplicate", "rejected", "failed")
 UPLOAD_BYTES: Final = Counter("mesh_upload_bytes_total", "Bytes of accepted pictures.")
 UPLOAD_SECONDS: Final = Histogram("mesh_upload_seconds", "Time to take one uploaded file.", buckets=_SECONDS)
 OUTBOX_PENDING: Final = Gauge("mesh_outbox_pending", "Uploads stored and not yet published.")
@@ -175,6 +184,7 @@ EDGE_DROPPED: Final = Counter(
     "the queue; refused: no broker takes them).",
     ["reason"],
 )
+EDGE_LOSSES: Final = ("memory", "bound", "disk_full", "refused")
 EDGE_PUBLISHED: Final = Counter(
     "mesh_edge_published_total", "Readings that a broker acknowledged, by sink (kafka, mqtt).", ["sink"]
 )
