@@ -358,6 +358,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--kills", type=int, default=9, help="of processes")
     parser.add_argument("--server-restarts", type=int, default=4)
     parser.add_argument("--minutes", type=float, default=1.5, help="for the uploads, at the fastest")
+    parser.add_argument("--at-most", type=float, metavar="MINUTES", help="for the uploads; 4 times those")
     parser.add_argument(
         "--ask", type=int, default=2000, help="pictures whose results are asked for over HTTP"
     )
