@@ -214,7 +214,7 @@ class LagExporter:
     """Sets the gauges from a thread of its own, as long as the block lasts.
 
     Every replica of a service that runs it sets them to the same values; while Kafka does not answer there
-    are none, since old ones would say that all is well.
+    are none, and none of a topic that is gone, since old ones would say that all is well.
     """
 
     def __init__(self, open_lags: Callable[[], Lags], *, look_seconds: float = _LOOK_SECONDS) -> None:
@@ -222,6 +222,7 @@ class LagExporter:
         self._look_seconds = look_seconds
         self._stop = Event()
         self._away = False
+        self._shown: set[tuple[str, str]] = set()
         self._thread = Thread(target=self._run, name="group-lag", daemon=True)
 
     def __enter__(self) -> LagExporter:
@@ -257,6 +258,11 @@ class LagExporter:
             self._away = True
             return
         self._away = False
+        shown = {(lag.group, lag.topic) for lag in found}
+        for gone in self._shown - shown:
+            metrics.GROUP_LAG.remove(*gone)
+            metrics.GROUP_LAG_SECONDS.remove(*gone)
+        self._shown = shown
         for lag in found:
             metrics.GROUP_LAG.labels(lag.group, lag.topic).set(lag.messages)
             metrics.GROUP_LAG_SECONDS.labels(lag.group, lag.topic).set(lag.seconds)

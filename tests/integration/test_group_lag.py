@@ -192,3 +192,14 @@ def test_old_values_are_not_shown_while_nobody_knows(failure: Exception) -> None
         lags.answer = [GroupLag("g", "t", 0, 0.0)]
         eventually(lambda: gauge("mesh_group_lag_messages", "g", "t") == 0, "the next look")
     eventually(lambda: lags.is_closed, "an end")
+
+
+def test_a_topic_that_is_gone_is_shown_no_longer() -> None:
+    lags = ScriptedLags()
+    lags.answer = [GroupLag("g", "gone", 0, 0.0), GroupLag("g", "stays", 5, 1.0)]
+    with LagExporter(lambda: lags, look_seconds=0.01):
+        eventually(lambda: gauge("mesh_group_lag_messages", "g", "gone") == 0, "a first look")
+        lags.answer = [GroupLag("g", "stays", 6, 2.0)]
+        eventually(lambda: gauge("mesh_group_lag_messages", "g", "stays") == 6, "the next look")
+        assert gauge("mesh_group_lag_messages", "g", "gone") is None
+        assert gauge("mesh_group_lag_seconds", "g", "gone") is None
