@@ -6,10 +6,12 @@ finished stands in the tables. Services may go on meanwhile; the order makes the
 
 * records first. What is finished later is in the tables by then, and doing it again changes nothing;
 * then the tables, of one moment. What was uploaded since the records were read is asked for again;
-* then the objects. No row names those that are younger than the tables, and `mesh reconcile` finds them.
+* then the objects. No row names those that are younger than the tables, and `mesh reconcile` finds them;
+* then what was deleted, once more: the tables may still have it.
 
 Back it goes the other way round, so that nothing is asked of workers before they can find it. The manifest is
-written last and has a digest of every file: a folder without one is no backup.
+written last and has a digest of every file: a folder without one is no backup. What was deleted while the
+backup was made, or later and the mesh still knows of it, is deleted again.
 
 Tables are written by COPY and not by pg_dump, which has to be as new as the server and is in no image here.
 Not kept: the cache, metrics and dashboards, readings that an edge device has not delivered yet, and MLflow.
@@ -36,7 +38,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from psycopg import sql
 
 from visionmesh import images
+from visionmesh.cache import open_cache
 from visionmesh.database import Connection, Database
+from visionmesh.deletion import IMAGE_TABLES, Eraser, PostgresDeletions
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.kafka import (
     KafkaPublisher,
@@ -70,6 +74,7 @@ _READ_SECONDS: Final = 30.0
 _GZIP_LEVEL: Final = 1
 
 _READINGS: Final = "sensor_readings"
+_DELETIONS: Final = "deleted_images"
 _PARTITION: Final = re.compile(r"^sensor_readings_(\d{4})(\d{2})(\d{2})$")
 
 _ORIGINAL_OFFSET: Final = "x-original-offset"
@@ -137,9 +142,10 @@ def backup(settings: Settings, folder: Path, say: Say = lambda _: None) -> Manif
     say(f"{records} records")
     with closing(Database.from_settings(settings)) as database:
         revision, days, tables = _write_tables(folder / _TABLES, database)
-    say(f"{sum(table.rows for table in tables)} rows of {len(tables)} tables")
-    objects = _write_objects(folder / _OBJECTS, S3ObjectStore.from_settings(settings))
-    say(f"{objects} objects")
+        say(f"{sum(table.rows for table in tables)} rows of {len(tables)} tables")
+        objects = _write_objects(folder / _OBJECTS, S3ObjectStore.from_settings(settings))
+        say(f"{objects} objects")
+        tables = _write_deletions_again(folder / _TABLES, database, tables)
     manifest = Manifest(FORMAT, made_at, revision, tables, days, objects, records, tuple(_files(folder)))
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     return manifest
@@ -155,9 +161,9 @@ def restore(
 ) -> Manifest:
     """Puts what `backup` wrote into a mesh whose schema, topics and buckets are there.
 
-    replace: empties the tables first; else they have to be empty, but for that of readings. with_records:
-    False where Kafka still has them. Raises `BackupError` for a backup that is damaged or does not fit,
-    before anything is changed, and `Unavailable`.
+    replace: empties the tables first; else they have to be empty, but for that of readings. What is known of
+    deletions stays either way. with_records: False where Kafka still has them. Raises `BackupError` for a
+    backup that is damaged or does not fit, before anything is changed, and `Unavailable`.
     """
     manifest = read_manifest(folder)
     say("checking the files")
@@ -170,6 +176,7 @@ def restore(
         say(f"{objects} objects")
         _read_tables(folder / _TABLES, database, manifest, replace)
         say(f"{sum(table.rows for table in manifest.tables)} rows of {len(manifest.tables)} tables")
+        Eraser(PostgresDeletions(database), store, open_cache(settings)).finish()
         if with_records:
             _publish(settings, _read_records(folder / _RECORDS, manifest.made_at))
             say(f"{manifest.records} records")
@@ -358,20 +365,33 @@ def _write_tables(folder: Path, database: Database) -> tuple[str, tuple[date, ..
         revision = _revision(connection)
         days = tuple(_days(connection))
         for name, columns in connection.execute(_TABLE_COLUMNS).fetchall():
-            rows = 0
-            # Of a table with partitions, COPY alone would give nothing.
-            query = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT")
-            copied = query.format(_names(columns), sql.Identifier(name))
-            with (
-                gzip.open(folder / f"{name}.copy.gz", "wb", _GZIP_LEVEL) as file,
-                connection.cursor().copy(copied) as copy,
-            ):
-                for block in copy:
-                    # A line feed in a value is written as \\n.
-                    rows += bytes(block).count(b"\n")
-                    file.write(block)
-            tables.append(Table(name, tuple(columns), rows))
+            tables.append(_write_table(folder, connection, name, columns))
     return revision, days, tuple(tables)
+
+
+def _write_deletions_again(folder: Path, database: Database, tables: Sequence[Table]) -> tuple[Table, ...]:
+    """What was deleted since the tables were written is in them, and maybe among the objects."""
+    with database.transaction() as connection:
+        connection.execute("SET LOCAL statement_timeout = 0")
+        return tuple(
+            _write_table(folder, connection, table.name, table.columns) if table.name == _DELETIONS else table
+            for table in tables
+        )
+
+
+def _write_table(folder: Path, connection: Connection, name: str, columns: Sequence[str]) -> Table:
+    rows = 0
+    # Of a table with partitions, COPY alone would give nothing.
+    copied = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(_names(columns), sql.Identifier(name))
+    with (
+        gzip.open(folder / f"{name}.copy.gz", "wb", _GZIP_LEVEL) as file,
+        connection.cursor().copy(copied) as copy,
+    ):
+        for block in copy:
+            # A line feed in a value is written as \\n.
+            rows += bytes(block).count(b"\n")
+            file.write(block)
+    return Table(name, tuple(columns), rows)
 
 
 def _revision(connection: Connection) -> str:
@@ -401,7 +421,7 @@ def _check_schema(database: Database, manifest: Manifest, replace: bool) -> None
                     f"{table.name}; restore it with the version that made it, or a newer one."
                 )
             # Devices go on measuring: in a mesh that has just been started there is always a reading.
-            if replace or table.name == _READINGS:
+            if replace or table.name in (_READINGS, _DELETIONS):
                 continue
             query = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier(table.name))
             if connection.execute(query).fetchone() == (True,):
@@ -410,24 +430,66 @@ def _check_schema(database: Database, manifest: Manifest, replace: bool) -> None
                 )
 
 
+# What was being deleted when the backup began, or was deleted later, may have come back and is deleted again.
+# Of the others something may come back with the records, so they are remembered anew.
+_DELETED_AGAIN: Final = """
+    UPDATE deleted_images SET
+        deleted_at = CASE WHEN again THEN now() ELSE deleted_at END,
+        cleared_at = CASE WHEN again THEN NULL ELSE cleared_at END,
+        finished_at = CASE WHEN again THEN NULL ELSE now() END
+    FROM (
+        SELECT image_id, finished_at IS NULL OR finished_at >= %s AS again FROM deleted_images
+    ) AS asked
+    WHERE asked.image_id = deleted_images.image_id
+"""
+
+
 def _read_tables(folder: Path, database: Database, manifest: Manifest, replace: bool) -> None:
     """All tables in one transaction: as they were before, or as they are in the backup."""
     with database.transaction() as connection:
         connection.execute("SET LOCAL statement_timeout = 0")
         if replace:
-            connection.execute(sql.SQL("TRUNCATE {}").format(_names(table.name for table in manifest.tables)))
+            emptied = (table.name for table in manifest.tables if table.name != _DELETIONS)
+            connection.execute(sql.SQL("TRUNCATE {}").format(_names(emptied)))
         for day in manifest.days:
             connection.execute("SELECT ensure_sensor_readings_day(%s)", (day,))
         for table in manifest.tables:
-            copied = sql.SQL("COPY {} ({}) FROM STDIN").format(
-                sql.Identifier(table.name), _names(table.columns)
+            path = folder / f"{table.name}.copy.gz"
+            if table.name == _DELETIONS:
+                _merge_table(path, connection, table)
+            else:
+                _read_table(path, connection, table.name, table.columns)
+        connection.execute(_DELETED_AGAIN, (manifest.made_at,))
+        for name in IMAGE_TABLES:
+            connection.execute(
+                sql.SQL("DELETE FROM {} WHERE image_id IN (SELECT image_id FROM deleted_images)").format(
+                    sql.Identifier(name)
+                )
             )
-            with (
-                gzip.open(folder / f"{table.name}.copy.gz", "rb") as file,
-                connection.cursor().copy(copied) as copy,
-            ):
-                while block := file.read(_BLOCK_BYTES):
-                    copy.write(block)
+
+
+def _merge_table(path: Path, connection: Connection, table: Table) -> None:
+    """Rows that are there already stay as they are."""
+    there, restored = sql.Identifier(table.name), sql.Identifier(f"restored_{table.name}")
+    connection.execute(
+        sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {} INCLUDING DEFAULTS) ON COMMIT DROP").format(
+            restored, there
+        )
+    )
+    _read_table(path, connection, f"restored_{table.name}", table.columns)
+    columns = _names(table.columns)
+    connection.execute(
+        sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ON CONFLICT DO NOTHING").format(
+            there, columns, columns, restored
+        )
+    )
+
+
+def _read_table(path: Path, connection: Connection, name: str, columns: Sequence[str]) -> None:
+    copied = sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(name), _names(columns))
+    with gzip.open(path, "rb") as file, connection.cursor().copy(copied) as copy:
+        while block := file.read(_BLOCK_BYTES):
+            copy.write(block)
 
 
 def _names(columns: Iterable[str]) -> sql.Composed:

@@ -25,15 +25,25 @@ from visionmesh.database import Database
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.object_store import ObjectStore
 from visionmesh.results import BEFORE_DELETING
-from visionmesh.topics import DAY_MS, DEAD_LETTER_RETENTION_MS
+from visionmesh.topics import DAY_MS, DEAD_LETTER_RETENTION_MS, TOPICS
 
 log = structlog.get_logger()
 
 # Longer than a worker holds on to a picture. The slowest are documents of hundreds of pages.
 SETTLE_SECONDS: Final = 3600.0
 
-# A dead letter may be sent back for as long as Kafka keeps it. After this nothing can speak of the image.
-REMEMBERED_SECONDS: Final = (DEAD_LETTER_RETENTION_MS + DAY_MS) / 1000
+# Kafka deletes a segment as a whole, by its newest record, and begins a new one after this time: a topic's
+# retention is the least that a record stays, and this much more the most.
+_SEGMENT_MS: Final = 7 * DAY_MS
+
+# A dead letter may be sent home on its last day. When that message is gone too, nothing speaks of the image.
+REMEMBERED_SECONDS: Final = (
+    DEAD_LETTER_RETENTION_MS
+    + _SEGMENT_MS
+    + max(topic.retention_ms for topic in TOPICS)
+    + _SEGMENT_MS
+    + DAY_MS
+) / 1000
 
 _AT_ONCE: Final = 1000
 
@@ -208,7 +218,7 @@ class RetentionKeeper:
 
 
 # Every table with rows of an image, `images` last: who finds that one finds what belongs to it.
-_TABLES: Final = (
+IMAGE_TABLES: Final = (
     "image_features",
     "predictions",
     "shadow_features",
@@ -220,7 +230,7 @@ _TABLES: Final = (
 )
 
 _KNOWN: Final = " UNION ".join(
-    f"SELECT image_id FROM {table} WHERE image_id = ANY(%(ids)s)" for table in _TABLES
+    f"SELECT image_id FROM {table} WHERE image_id = ANY(%(ids)s)" for table in IMAGE_TABLES
 )
 
 # An image that came back through an old service keeps where its object is, which only the first call knows.
@@ -293,7 +303,7 @@ class PostgresDeletions:
         with self._database.transaction() as connection:
             rows = connection.execute(_WRITTEN_DOWN, asked).fetchall()
             found = {"ids": [row[0] for row in rows]}
-            for table in _TABLES:
+            for table in IMAGE_TABLES:
                 connection.execute(f"DELETE FROM {table} WHERE image_id = ANY(%(ids)s)", found)
         return [Deleted(*row) for row in rows]
 

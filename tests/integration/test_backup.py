@@ -19,7 +19,9 @@ from confluent_kafka import Consumer, TopicPartition
 
 from visionmesh import backup as backups
 from visionmesh.backup import BackupError, Manifest, backup, main, read_manifest, restore
+from visionmesh.cache import NoCache
 from visionmesh.database import Database
+from visionmesh.deletion import Eraser, PostgresDeletions
 from visionmesh.errors import Rejected
 from visionmesh.kafka import KafkaPublisher, Record, client_config, create_topics, partition_offsets
 from visionmesh.object_store import S3ObjectStore
@@ -165,6 +167,70 @@ def test_a_second_restore_is_refused_and_one_that_replaces_is_not(settings: Sett
         restore(settings, tmp_path / "backup", replace=True)
         assert PostgresImages(database).results("later") is None
         assert PostgresImages(database).results("done") is not None
+
+
+# What was deleted
+
+
+def eraser(settings: Settings, database: Database) -> Eraser:
+    return Eraser(PostgresDeletions(database), S3ObjectStore.from_settings(settings), NoCache())
+
+
+def is_deleted(settings: Settings, database: Database, image_id: str) -> bool:
+    """No row, no object, and nothing that comes late is taken."""
+    results = PostgresResultStore(database)
+    results.save([OutcomeRow(image_id, "qr-decoder", "done")])
+    gone = PostgresImages(database).results(image_id) is None
+    return gone and not any(image_id in path for path in objects(settings))
+
+
+def test_what_is_deleted_during_a_backup_does_not_come_back(settings: Settings, tmp_path: Path) -> None:
+    fill(settings)
+    with Database.from_settings(settings) as database:
+
+        def delete(line: str) -> None:
+            # The first: its object is in none of the files. The second: it is among the objects.
+            if "tables" in line:
+                eraser(settings, database).erase(["done"])
+            if "objects" in line:
+                eraser(settings, database).erase(["waiting"])
+
+        backup(settings, tmp_path / "backup", delete)
+        wipe(settings)
+        restore(settings, tmp_path / "backup")
+        assert is_deleted(settings, database, "done")
+        assert is_deleted(settings, database, "waiting")
+        assert PostgresImages(database).image("large") is not None
+
+
+def test_what_was_deleted_since_a_backup_stays_deleted_where_the_mesh_still_knows(
+    settings: Settings, tmp_path: Path
+) -> None:
+    fill(settings)
+    backup(settings, tmp_path / "backup")
+    with Database.from_settings(settings) as database:
+        eraser(settings, database).erase(["done"])
+        eraser(settings, database).finish(settle_seconds=0)
+        restore(settings, tmp_path / "backup", replace=True)
+        assert is_deleted(settings, database, "done")
+        assert PostgresImages(database).image("large") is not None
+
+
+def test_old_deletions_are_remembered_anew_after_a_restore(settings: Settings, tmp_path: Path) -> None:
+    fill(settings)
+    with Database.from_settings(settings) as database:
+        eraser(settings, database).erase(["done"])
+        with database.transaction() as connection:
+            connection.execute(
+                "UPDATE deleted_images SET deleted_at = now() - interval '60 days',"
+                " finished_at = now() - interval '59 days'"
+            )
+        backup(settings, tmp_path / "backup")
+        wipe(settings)
+        restore(settings, tmp_path / "backup")
+        # Its dead letters have just begun another month.
+        assert eraser(settings, database).forget() == 0
+        assert is_deleted(settings, database, "done")
 
 
 def test_readings_that_came_meanwhile_stay(settings: Settings, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from visionmesh.testing.deletion import MemoryDeletions
 from visionmesh.testing.object_store import MemoryObjectStore
 from visionmesh.testing.results import MemoryImages, MemoryResultStore
 
-TABLES = (*deletion._TABLES, "deleted_images")
+TABLES = (*deletion.IMAGE_TABLES, "deleted_images")
 DIGEST = "ab" * 32
 WAIT_SECONDS = 30.0
 
@@ -244,6 +244,11 @@ def test_a_finished_deletion_is_forgotten_when_nothing_can_speak_of_the_image(me
     assert mesh.deletions.forget(older_than_seconds=3600, limit=10) == 0
     assert mesh.deletions.forget(older_than_seconds=-1, limit=10) == 1
     assert mesh.images.add_image(row).created
+
+
+def test_a_deletion_is_remembered_for_longer_than_kafka_can_speak_of_the_image() -> None:
+    # A letter that is sent home on its last day, each in a segment of a week.
+    assert deletion.REMEMBERED_SECONDS / 86_400 > 30 + 7 + 7 + 7
 
 
 def test_deletions_are_forgotten_page_by_page(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
