@@ -66,12 +66,15 @@ Place = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class GroupLag:
-    """Of one group on one topic. seconds: age of the oldest message that is not finished; 0 without one."""
+    """Of one group on one topic.
+
+    seconds: age of the oldest message that is not finished; 0 without one, None if not known.
+    """
 
     group: str
     topic: str
     messages: int
-    seconds: float
+    seconds: float | None
 
 
 class Lags(Protocol):
@@ -172,9 +175,11 @@ class GroupLags:
 
     # Lag in seconds
 
-    def _age(self, places: Iterable[Place]) -> float:
+    def _age(self, places: Sequence[Place]) -> float | None:
+        if not places:
+            return 0.0
         sent_at = [self._sent_at[place] for place in places if place in self._sent_at]
-        return max(0.0, self._now() - min(sent_at)) if sent_at else 0.0
+        return max(0.0, self._now() - min(sent_at)) if sent_at else None
 
     def _look_up(self, groups: Iterable[Sequence[Place]]) -> None:
         """Makes sure of `_sent_at` for these places, and forgets all others."""
@@ -265,7 +270,9 @@ class LagExporter:
         self._shown = shown
         for lag in found:
             metrics.GROUP_LAG.labels(lag.group, lag.topic).set(lag.messages)
-            metrics.GROUP_LAG_SECONDS.labels(lag.group, lag.topic).set(lag.seconds)
+            # A busy broker may not tell in time, just when somebody waits: what was known stands.
+            if lag.seconds is not None:
+                metrics.GROUP_LAG_SECONDS.labels(lag.group, lag.topic).set(lag.seconds)
 
 
 def _forget() -> None:

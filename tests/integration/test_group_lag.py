@@ -122,6 +122,14 @@ def test_a_topic_that_is_not_there_has_no_lag(settings: Settings, topic: str) ->
     assert read(settings, ("no-such-topic", "any"), (topic, "any")) == [GroupLag("any", topic, 0, 0.0)]
 
 
+def test_an_age_that_the_broker_does_not_tell_in_time_is_not_0(
+    settings: Settings, topic: str, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(producer, topic, 0, 500)
+    monkeypatch.setattr(GroupLags, "_fetch", lambda *_: None)
+    assert read(settings, (topic, "late")) == [GroupLag("late", topic, 1, None)]
+
+
 def test_a_broker_that_is_away_is_told() -> None:
     lags = GroupLags(Settings(kafka_bootstrap="127.0.0.1:1"), [("t", "g")])
     with pytest.raises(Unavailable):
@@ -192,6 +200,16 @@ def test_old_values_are_not_shown_while_nobody_knows(failure: Exception) -> None
         lags.answer = [GroupLag("g", "t", 0, 0.0)]
         eventually(lambda: gauge("mesh_group_lag_messages", "g", "t") == 0, "the next look")
     eventually(lambda: lags.is_closed, "an end")
+
+
+def test_an_age_that_is_not_known_leaves_the_one_before() -> None:
+    lags = ScriptedLags()
+    lags.answer = [GroupLag("g", "late", 7, 300.0)]
+    with LagExporter(lambda: lags, look_seconds=0.01):
+        eventually(lambda: gauge("mesh_group_lag_messages", "g", "late") == 7, "a first look")
+        lags.answer = [GroupLag("g", "late", 8, None)]
+        eventually(lambda: gauge("mesh_group_lag_messages", "g", "late") == 8, "the next look")
+        assert gauge("mesh_group_lag_seconds", "g", "late") == 300.0
 
 
 def test_a_topic_that_is_gone_is_shown_no_longer() -> None:
