@@ -134,17 +134,19 @@ class Autoscaler:
     _histories: dict[str, History] = field(default_factory=dict)
 
     def look(self, now: float) -> None:
-        """One round. Services that do not run are left alone; what can't be looked at stays as it is."""
+        """One round. Services that do not run are left alone, but for those whose minimum is none: there it
+        may have ended the last one. What can't be looked at stays as it is.
+        """
         try:
             running = self.scaler.replicas()
         except ScaleError as error:
             self.say(f"nothing is changed: {error}")
             return
         for service, policy in self.policies.items():
-            if service not in running:
+            if service not in running and policy.minimum > 0:
                 continue
             try:
-                self._look_at(service, policy, running[service], now)
+                self._look_at(service, policy, running.get(service, 0), now)
             except (Unavailable, ScaleError) as error:
                 self.say(f"{service} stays as it is: {error}")
 

@@ -134,7 +134,7 @@ class Rig:
     def replicas(self) -> Mapping[str, int]:
         if "scaler" in self.away:
             raise ScaleError("No mesh runs.")
-        return self.running
+        return {service: count for service, count in self.running.items() if count}
 
     def scale(self, service: str, replicas: int) -> None:
         if "scale" in self.away:
@@ -150,6 +150,23 @@ def test_each_service_follows_its_own_group() -> None:
     rig.autoscaler().look(0)
     assert rig.running == {"a": 3, "b": 1, "other": 2}
     assert rig.said == ["a: 300 waiting, from 1 to 3 replicas"]
+
+
+def test_the_last_replica_is_ended_and_started_again_where_the_minimum_is_none() -> None:
+    policy = Policy(minimum=0, maximum=3, lag_per_replica=100, cool_down_seconds=60)
+    rig = Rig({"a": 0}, {"a": 1})
+    autoscaler = Autoscaler({"a": policy}, rig, rig, rig.said.append)
+    autoscaler.look(0)
+    autoscaler.look(61)
+    assert rig.replicas() == {}, "as scalers tell of none"
+    rig.lags["a"] = 1
+    autoscaler.look(62)
+    autoscaler.look(72)
+    assert rig.replicas() == {"a": 1}
+    # Also by one that was started when there was none.
+    rig.running["a"] = 0
+    Autoscaler({"a": policy}, rig, rig, rig.said.append).look(80)
+    assert rig.replicas() == {"a": 1}
 
 
 def test_a_kafka_that_is_away_changes_nothing_and_keeps_nobody_else_from_it() -> None:
