@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import schemathesis
@@ -76,23 +77,30 @@ def fuzzed(
     *,
     examples: int,
     known: Mapping[str, Sequence[str]] | None = None,
-    doomed: Mapping[str, Sequence[str]] | None = None,
     key: str | None = None,
     away: bool = False,
 ) -> Fuzzed:
     """Calls every operation of the service at `url`.
 
     examples: of each operation, besides those at the edges of its schema. known: by parameter, values that
-    mean something to the service, which half of the examples have. doomed: the same for what is deleted.
-    key: of a service that asks for one; calls have it, but for those that try without. away: servers behind
-    the service are, so that 503 is right.
+    mean something to the service, which half of the examples have. key: of a service that asks for one;
+    calls have it, but for those that try without. away: servers behind the service are, so that 503 is right.
     """
+    config = _config(examples, known or {}, key, away)
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     schema = schemathesis.openapi.from_url(
-        f"{url}/openapi.json", config=_config(examples, known or {}, doomed or {}, key, away), headers=headers
+        f"{url}/openapi.json", config=schemathesis.Config.from_dict(config), headers=headers
     )
+    runs = [schema.exclude(method="DELETE")]
+    if any("delete" in operations for operations in schema.raw_schema["paths"].values()):
+        # Last, so that the others find what is known; and by themselves they are no sequence.
+        config["phases"] = {"stateful": {"enabled": False}}
+        alone = schemathesis.openapi.from_url(
+            f"{url}/openapi.json", config=schemathesis.Config.from_dict(config), headers=headers
+        )
+        runs.append(alone.include(method="DELETE"))
     found = Fuzzed()
-    for event in from_schema(schema).execute():
+    for event in chain.from_iterable(from_schema(run).execute() for run in runs):
         if isinstance(event, events.ScenarioFinished):
             _add(found, event.recorder)
         elif isinstance(event, events.NonFatalError):
@@ -105,10 +113,9 @@ def fuzzed(
 def _config(
     examples: int,
     known: Mapping[str, Sequence[str]],
-    doomed: Mapping[str, Sequence[str]],
     key: str | None,
     away: bool,
-) -> schemathesis.Config:
+) -> dict[str, Any]:
     checks: dict[str, Any] = {"enabled": False} | {name: {"enabled": True} for name in CHECKS}
     if away:
         checks["not_a_server_error"]["expected-statuses"] = ["2xx", "3xx", "4xx", "503"]
@@ -125,20 +132,12 @@ def _config(
         "cache": {"enabled": False},
         "continue-on-failure": True,
     }
-    config["dictionaries"] = {
-        f"{kind} {name}": {"values": list(values)}
-        for kind, of_kind in (("known", known), ("doomed", doomed))
-        for name, values in of_kind.items()
-    }
-    config["parameters"] = _drawn("known", known)
-    config["operations"] = [{"include-method": "DELETE", "parameters": _drawn("doomed", doomed)}]
+    if known:
+        config["dictionaries"] = {name: {"values": list(values)} for name, values in known.items()}
+        config["parameters"] = {name: {"dictionary": name, "probability": 0.5} for name in known}
     if key is not None:
         config["auth"] = {"openapi": {"bearer": {"bearer": key}}}
-    return schemathesis.Config.from_dict(config)
-
-
-def _drawn(kind: str, names: Iterable[str]) -> dict[str, Any]:
-    return {name: {"dictionary": f"{kind} {name}", "probability": 0.5} for name in names}
+    return config
 
 
 def _add(found: Fuzzed, recorder: ScenarioRecorder) -> None:

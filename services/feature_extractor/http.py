@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
@@ -17,6 +17,7 @@ from feature_extractor.domain import on_the_wire
 from feature_extractor.known import Known
 from feature_extractor.models import Prepare, current_extractor
 from feature_extractor.step import Fetch
+from visionmesh.answers import IMAGE_ID
 from visionmesh.bodies import WAITING_BYTES, Room, received
 from visionmesh.cache import Cache
 from visionmesh.contracts import is_image_id
@@ -31,7 +32,7 @@ _BODIES: Final[dict[str, Any]] = {
         "schema": {
             "type": "object",
             "required": ["image_id", "minio_path"],
-            "properties": {"image_id": {"type": "string"}, "minio_path": {"type": "string"}},
+            "properties": {"image_id": IMAGE_ID, "minio_path": {"type": "string"}},
         },
         "example": {"image_id": "test-123", "minio_path": "raw-images/test.jpg"},
     },
@@ -90,7 +91,10 @@ def make_app(
         openapi_extra={"requestBody": {"required": True, "content": _BODIES}},
         responses=told(FeaturesAnswer, 400, 404, 408, 413, 415, 422, 503),
     )
-    async def extract(request: Request, image_id: str | None = None) -> dict[str, Any]:
+    async def extract(
+        request: Request,
+        image_id: Annotated[str | None, Query(json_schema_extra={"pattern": IMAGE_ID["pattern"]})] = None,
+    ) -> dict[str, Any]:
         """A picture's descriptors: of one in the object store (JSON), or of the one in the body.
 
         image_id: of a picture in the body, only to be repeated in the answer.

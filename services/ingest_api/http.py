@@ -29,8 +29,9 @@ from ingest_api.domain import (
 )
 from ingest_api.intake import Intake
 from ingest_api.upload import UploadedFile, UploadForm
+from visionmesh.answers import IMAGE_ID
 from visionmesh.consensus import Fitted
-from visionmesh.contracts import IMAGE_ID_PATTERN, TASKS, is_image_id
+from visionmesh.contracts import TASKS, is_image_id
 from visionmesh.errors import Rejected
 from visionmesh.http import error_of, errors, told
 from visionmesh.object_store import ObjectStore
@@ -43,18 +44,17 @@ _STALL_SECONDS: Final = 30.0
 
 _MAX_PAGE: Final = 500
 
-# In the words of OpenAPI, what an upload consists of. Its patterns are JavaScript's.
+# In the words of OpenAPI, what an upload consists of.
 _ONE_TASK: Final = f"({'|'.join(TASKS)})"
 _TASKS: Final = {
     "type": "string",
     "pattern": f"^{_ONE_TASK}(,{_ONE_TASK})*$",
     "description": "what to look for, with commas between; everything when nothing is named",
 }
-_IMAGE_ID: Final = {"type": "string", "pattern": IMAGE_ID_PATTERN.replace(r"\Z", "$")}
 _FILE: Final = {"type": "string", "format": "binary"}
 _UPLOAD: Final[dict[str, Any]] = {
     "parameters": [
-        {"name": "image_id", "in": "query", "schema": _IMAGE_ID},
+        {"name": "image_id", "in": "query", "schema": IMAGE_ID},
         {"name": "tasks", "in": "query", "schema": _TASKS},
     ],
     "requestBody": {
@@ -66,7 +66,7 @@ _UPLOAD: Final[dict[str, Any]] = {
                     "required": ["file"],
                     "properties": {
                         "file": {"anyOf": [_FILE, {"type": "array", "items": _FILE}]},
-                        "image_id": _IMAGE_ID,
+                        "image_id": IMAGE_ID,
                         "tasks": _TASKS,
                     },
                 }

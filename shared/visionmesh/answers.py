@@ -6,9 +6,14 @@ them against these.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from visionmesh.contracts import IMAGE_ID_PATTERN
+
+# In the words of OpenAPI, whose patterns are JavaScript's.
+IMAGE_ID: Final = {"type": "string", "pattern": IMAGE_ID_PATTERN.replace(r"\Z", "$")}
 
 Point = tuple[float, float]
 
