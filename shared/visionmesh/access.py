@@ -90,9 +90,14 @@ def is_loopback(address: str) -> bool:
         return address == "localhost"
 
 
+def is_published(settings: Settings) -> bool:
+    """Whether others than this machine can send requests."""
+    return not is_loopback(settings.publish_address or settings.http_host)
+
+
 def asks_for_keys(settings: Settings) -> bool:
-    """Whether requests need a key: where others than this machine can send them, or where it is wished."""
-    return settings.require_api_keys or not is_loopback(settings.publish_address or settings.http_host)
+    """Whether requests need a key: where others can send them, or where it is wished."""
+    return settings.require_api_keys or is_published(settings)
 
 
 def scope_of(method: str, path: str) -> api_keys.Scope:

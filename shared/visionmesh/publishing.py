@@ -12,7 +12,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from visionmesh.access import Guard, is_loopback
+from visionmesh.access import Guard, is_published
 from visionmesh.api_keys import KeysError
 from visionmesh.settings import Settings, problems
 
@@ -35,7 +35,12 @@ def refusals(settings: Settings, environment: Mapping[str, str]) -> Iterator[str
         yield f"MESH_TLS is {tls!r}; it has to be one of {', '.join(TLS)}."
     elif bool(domain) != (tls == "acme"):
         yield "MESH_TLS=acme and MESH_DOMAIN go together: the domain that a certificate is asked for."
-    if settings.publish_address is None or is_loopback(settings.publish_address):
+    elif tls == "internal" and not environment.get("GATEWAY_TLS_NAMES"):
+        yield (
+            "MESH_TLS=internal needs MESH_TLS_NAMES: the names under which clients ask for the mesh, with "
+            "spaces between. No other gets a certificate."
+        )
+    if not is_published(settings):
         return
     password = environment.get("GRAFANA_ADMIN_PASSWORD", "")
     if password == _FIRST_PASSWORD or len(password) < _SHORTEST_PASSWORD:
@@ -54,8 +59,7 @@ def main() -> int:
     reasons = list(refusals(settings, os.environ))
     for reason in reasons:
         sys.stderr.write(f"{reason}\n")
-    published = settings.publish_address is not None and not is_loopback(settings.publish_address)
-    if published and os.environ.get("GATEWAY_TLS", "off") == "off":
+    if is_published(settings) and (os.environ.get("GATEWAY_TLS") or "off") == "off":
         sys.stderr.write("Without MESH_TLS keys and pictures travel in the clear.\n")
     return 1 if reasons else 0
 

@@ -399,6 +399,8 @@ def test_a_service_ends_before_it_listens(monkeypatch: pytest.MonkeyPatch) -> No
         ({"publish_address": "0.0.0.0"}, {}, ["Grafana"]),
         ({"publish_address": "127.0.0.1"}, {"GATEWAY_TLS": "yes"}, ["MESH_TLS"]),
         ({"publish_address": "127.0.0.1"}, {"GATEWAY_TLS": "acme"}, ["MESH_DOMAIN"]),
+        ({"publish_address": "127.0.0.1"}, {"GATEWAY_TLS": "internal"}, ["MESH_TLS_NAMES"]),
+        ({"publish_address": "127.0.0.1"}, {"GATEWAY_TLS": "internal", "GATEWAY_TLS_NAMES": "mesh.lan"}, []),
         ({"publish_address": "127.0.0.1"}, {"GATEWAY_DOMAIN": "mesh.example.org"}, ["MESH_DOMAIN"]),
     ],
 )

@@ -140,6 +140,21 @@ def test_the_gateway_has_a_snippet_for_every_way_of_tls() -> None:
     assert (environment["MESH_TLS"], environment["MESH_DOMAIN"]) == ("${MESH_TLS:-off}", "${MESH_DOMAIN:-}")
     asked = SERVICES["publishing"]["environment"]
     assert (asked["GATEWAY_TLS"], asked["GATEWAY_DOMAIN"]) == ("${MESH_TLS:-off}", "${MESH_DOMAIN:-}")
+    assert environment["MESH_TLS_NAMES"] == asked["GATEWAY_TLS_NAMES"] == "${MESH_TLS_NAMES:-}"
+
+
+def test_no_stranger_makes_the_gateway_keep_certificates() -> None:
+    caddyfile = (ROOT / "deploy/gateway/Caddyfile").read_text()
+    assert re.search(r"\ton_demand_tls \{\n\t\task http://127\.0\.0\.1:9180/certificate\n", caddyfile)
+    assert "in {env.MESH_TLS_NAMES}.split" in caddyfile
+
+
+def test_the_gateway_logs_no_api_key() -> None:
+    """Of the headers in which one comes, Caddy hides Authorization by itself."""
+    caddyfile = (ROOT / "deploy/gateway/Caddyfile").read_text()
+    (hidden,) = re.findall(r"format filter \{(.+?)\}", caddyfile, flags=re.DOTALL)
+    for header in ("X-Api-Key", "Sec-Websocket-Protocol"):
+        assert f"request>headers>{header} delete" in hidden
 
 
 def test_the_seeds_ports_are_published() -> None:
