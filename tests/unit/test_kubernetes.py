@@ -93,14 +93,17 @@ def test_every_variable_is_a_setting(name: str) -> None:
     literals = {text.split("=")[0] for text in KUSTOMIZATION["configMapGenerator"][0]["literals"]}
     assert literals <= known
     assert {each for each in variables(name) if each.startswith("MESH_")} <= known
-    # What compose gives it by a value of its own, it gets here as well.
-    own = {
+    # What compose gives it, it gets here as well, but for choices of the operator that have a default.
+    given = {
         key: str(value)
         for key, value in COMPOSE[name]["environment"].items()
-        if key.startswith(("MESH_ISOLATED", "MESH_OCR_ENGINE_MEMORY", "MESH_CLASSIFIER"))
-        and "$" not in str(value)
+        if key.startswith("MESH_") and not re.fullmatch(r"\$\{\w+:-[^}]*\}", str(value))
     }
-    assert own.items() <= variables(name).items()
+    assert given.keys() <= variables(name).keys() | literals
+    for key, value in variables(name).items():
+        # Addresses and accounts are others.
+        if key in given and isinstance(value, str) and "$" not in value:
+            assert given[key] == value
 
 
 def test_the_processes_listen_for_others_with_keys() -> None:
@@ -218,6 +221,16 @@ def test_who_needs_the_object_store_may_reach_it() -> None:
         "podSelector": {"matchLabels": {"app.kubernetes.io/part-of": "visionmesh"}},
         "policyTypes": ["Ingress", "Egress"],
     }
+
+
+def test_who_needs_the_cache_may_reach_it_and_nobody_else() -> None:
+    policies = of_kind("NetworkPolicy")
+    wanted = {name for name in DEPLOYMENTS if "MESH_CACHE_URL" in variables(name)}
+    assert wanted == {"feature-extractor", "ingest-api"}
+    (out,) = policies["to-redis"]["spec"]["podSelector"]["matchExpressions"]
+    (source,) = policies["redis"]["spec"]["ingress"][0]["from"]
+    (let_in,) = source["podSelector"]["matchExpressions"]
+    assert set(out["values"]) == set(let_in["values"]) == wanted
 
 
 def test_kafka_is_set_as_in_compose_but_for_the_copies() -> None:
