@@ -247,7 +247,8 @@ def ingest_on_postgres(request: pytest.FixtureRequest) -> Iterator[Api]:
     def empty() -> None:
         with psycopg.connect(dsn) as connection:
             tables = connection.execute(
-                "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE 'alembic%'"
+                "SELECT tablename FROM pg_tables"
+                " WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
             ).fetchall()
             connection.execute(f"TRUNCATE {', '.join(name for (name,) in tables)}")
 
