@@ -24,7 +24,7 @@ _EXTRACTOR: Final = "feature-extractor"
 class Comparison:
     """What the object store and the tables say of each other.
 
-    orphans: objects that look like uploads and that no row speaks of.
+    orphans: objects that an upload has stored and that no row speaks of.
     lost: images whose object is gone, by their ids.
     """
 
@@ -40,22 +40,51 @@ class Unanswered:
     workers: tuple[str, ...]
 
 
+# What `ingest_api.domain.object_key` makes, and nobody by chance: a UUIDv7, or a client's id and its end.
+_UPLOADS: Final = (
+    r"/\d{4}/\d\d/\d\d/"
+    r"([0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}|[^/]+\.[0-9a-f]{12})\.[a-z]+$"
+)
+
 # Of what a producer has put into the bucket by itself, outcomes tell, if anything. Those of an upload speak
 # of the object in its row, and not of another that was left when it was cut off and the client came again.
-_ORPHANS: Final = """
-    SELECT minio_path FROM found
-    WHERE modified_at < now() - make_interval(secs => %(seconds)s)
-        AND minio_path ~ '^[^/]+/\\d{4}/\\d\\d/\\d\\d/[^/]+\\.[a-z]+$'
-        AND NOT EXISTS (SELECT FROM images WHERE images.minio_path = found.minio_path)
-        AND NOT EXISTS (SELECT FROM deleted_images WHERE deleted_images.minio_path = found.minio_path)
-        AND NOT EXISTS (
-            SELECT FROM task_outcomes WHERE image_id IN (
-                substring(found.minio_path FROM '([^/]+)\\.[a-z]+$'),
-                substring(found.minio_path FROM '([^/]+)\\.[0-9a-f]{12}\\.[a-z]+$')
-            )
-                AND NOT EXISTS (SELECT FROM images WHERE images.image_id = task_outcomes.image_id)
-        )
-    ORDER BY minio_path
+_NO_ROW: Final = """
+    NOT EXISTS (
+        SELECT FROM images
+        WHERE images.image_id = ANY(found.image_ids) AND images.minio_path = found.minio_path
+    )
+    AND NOT EXISTS (
+        SELECT FROM deleted_images
+        WHERE deleted_images.image_id = ANY(found.image_ids) AND deleted_images.minio_path = found.minio_path
+    )
+    AND NOT EXISTS (
+        SELECT FROM task_outcomes WHERE image_id = ANY(found.image_ids)
+            AND NOT EXISTS (SELECT FROM images WHERE images.image_id = task_outcomes.image_id)
+    )
+"""
+
+_IMAGE_IDS: Final = r"""
+    ARRAY[
+        substring(minio_path FROM '([^/]+)\.[a-z]+$'),
+        substring(minio_path FROM '([^/]+)\.[0-9a-f]{12}\.[a-z]+$')
+    ]
+"""
+
+_ORPHANS: Final = f"""
+    SELECT minio_path FROM (
+        SELECT minio_path, {_IMAGE_IDS} AS image_ids FROM found
+        WHERE modified_at < now() - make_interval(secs => %(seconds)s)
+            AND starts_with(minio_path, %(bucket)s || '/')
+            AND substr(minio_path, length(%(bucket)s) + 1) ~ %(uploads)s
+    ) AS found
+    WHERE {_NO_ROW} ORDER BY minio_path
+"""
+
+_IS_ORPHAN: Final = f"""
+    SELECT FROM (
+        SELECT minio_path, {_IMAGE_IDS} AS image_ids FROM (SELECT %s::text AS minio_path) AS asked
+    ) AS found
+    WHERE {_NO_ROW}
 """
 
 _LOST: Final = """
@@ -102,9 +131,11 @@ class Reconciliation:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def compare(self, objects: Iterable[Listed], *, older_than_seconds: float) -> Comparison:
+    def compare(
+        self, objects: Iterable[Listed], *, upload_bucket: str, older_than_seconds: float
+    ) -> Comparison:
         """older_than_seconds: what is younger is left out: its other half may be on its way."""
-        asked = {"seconds": older_than_seconds}
+        asked = {"seconds": older_than_seconds, "bucket": upload_bucket, "uploads": f"^{_UPLOADS}"}
         with _unhurried(self._database) as connection:
             connection.execute(
                 "CREATE TEMPORARY TABLE found (minio_path text, modified_at timestamptz) ON COMMIT DROP"
@@ -116,6 +147,13 @@ class Reconciliation:
             orphans = connection.execute(_ORPHANS, asked).fetchall()
             lost = connection.execute(_LOST, asked).fetchall()
         return Comparison(tuple(path for (path,) in orphans), tuple(image_id for (image_id,) in lost))
+
+    def is_orphan(self, minio_path: str) -> bool:
+        """Whether no row speaks by now of an object that was an orphan: a form of many files writes its rows
+        when the last of them is stored.
+        """
+        with self._database.transaction() as connection:
+            return connection.execute(_IS_ORPHAN, (minio_path,)).fetchone() is not None
 
     def unanswered(
         self,

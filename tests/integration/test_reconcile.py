@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from unittest import mock
 
 import psycopg
@@ -13,11 +13,12 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from typer.testing import CliRunner
 
+from ingest_api.domain import object_key, uuid7
 from visionmesh.cli import app
 from visionmesh.database import Database
 from visionmesh.kafka import client_config, create_topics, partition_offsets
 from visionmesh.object_store import Listed, S3ObjectStore
-from visionmesh.reconcile import Reconciliation, Unanswered
+from visionmesh.reconcile import Comparison, Reconciliation, Unanswered
 from visionmesh.results import ImageRow, OutcomeRow, OutcomeState, PostgresImages, PostgresResultStore
 from visionmesh.settings import Settings, get_settings
 from visionmesh.stack import Stack
@@ -72,7 +73,8 @@ def end(database: Database, image_id: str, *workers: str, state: OutcomeState = 
 
 
 def path_of(image_id: str) -> str:
-    return f"raw-images/2026/11/21/{image_id}.jpg"
+    """Where the upload of a client's own id lies."""
+    return f"raw-images/2026/11/21/{image_id}.0123456789ab.jpg"
 
 
 def listed(*paths: str, age: timedelta = timedelta(hours=2)) -> list[Listed]:
@@ -80,7 +82,11 @@ def listed(*paths: str, age: timedelta = timedelta(hours=2)) -> list[Listed]:
 
 
 def orphans(database: Database, *objects: Listed) -> tuple[str, ...]:
-    return Reconciliation(database).compare(objects, older_than_seconds=3600).orphans
+    return compare(database, *objects).orphans
+
+
+def compare(database: Database, *objects: Listed, seconds: float = 3600) -> Comparison:
+    return Reconciliation(database).compare(objects, upload_bucket="raw-images", older_than_seconds=seconds)
 
 
 def unanswered(database: Database, *busy: str, limit: int = 100, after: str = "") -> list[Unanswered]:
@@ -101,23 +107,44 @@ def test_an_upload_that_is_still_on_its_way_is_none(database: Database) -> None:
     assert orphans(database, *listed(path_of("b"), age=timedelta(minutes=5))) == ()
 
 
-def test_what_a_producer_put_there_by_itself_is_none(database: Database) -> None:
-    end(database, "mine", "qr-decoder")
-    end(database, "mine.too", "qr-decoder", state="failed")
-    paths = (
+@pytest.mark.parametrize(
+    "path",
+    [
         "raw-images/test.jpg",
         "raw-images/2026/a.jpg",
-        path_of("mine"),
-        path_of("mine.too.0123456789ab"),
-    )
-    assert orphans(database, *listed(*paths)) == ()
-    assert orphans(database, *listed(path_of("theirs.0123456789ab"))) == (path_of("theirs.0123456789ab"),)
+        # Its message may name any image, or wait to be published.
+        "raw-images/2026/11/21/frame-0001.jpg",
+        "raw-images/2026/11/21/6f1c1e0e-8a57-4b63-9d0c-0123456789ab.jpg",
+        "elsewhere/2026/11/21/a.0123456789ab.jpg",
+    ],
+)
+def test_what_no_upload_has_stored_is_none(database: Database, path: str) -> None:
+    assert orphans(database, *listed(path)) == ()
+
+
+@pytest.mark.parametrize("image_id", [None, "mine", "frame.0001"])
+def test_what_an_upload_stores_is_one_without_its_row(database: Database, image_id: str | None) -> None:
+    upload_id = uuid7(1_790_000_000_000, b"0123456789")
+    path = f"raw-images/{object_key(date(2026, 11, 21), upload_id, image_id, 'jpg')}"
+    assert orphans(database, *listed(path)) == (path,)
+    assert Reconciliation(database).is_orphan(path)
+    row = ImageRow(image_id or upload_id, path, "00", 1, "image/jpeg", width=1, height=1)
+    PostgresImages(database).add_image(row)
+    assert orphans(database, *listed(path)) == ()
+    assert not Reconciliation(database).is_orphan(path), "it has come to its end"
+
+
+def test_what_a_producer_put_there_by_itself_and_was_worked_on_is_none(database: Database) -> None:
+    end(database, "mine", "qr-decoder")
+    end(database, "mine.too.0123456789ab", "qr-decoder", state="failed")
+    assert orphans(database, *listed(path_of("mine"), path_of("mine.too"))) == ()
+    assert orphans(database, *listed(path_of("theirs"))) == (path_of("theirs"),)
 
 
 def test_what_an_upload_left_that_was_cut_off_and_came_again_is_an_orphan(database: Database) -> None:
     add(database, "a")
     end(database, "a", "qr-decoder")
-    first, second = path_of("a.0123456789ab"), path_of("a.fedcba987654")
+    first, second = path_of("a"), path_of("a").replace("0123456789ab", "fedcba987654")
     with database.transaction() as connection:
         connection.execute("UPDATE images SET minio_path = %s", (second,))
     assert orphans(database, *listed(first, second)) == (first,)
@@ -131,9 +158,9 @@ def test_what_is_about_to_be_deleted_is_none(database: Database) -> None:
 
 def test_a_row_whose_object_is_gone_is_lost(database: Database) -> None:
     add(database, "a", "b")
-    found = Reconciliation(database).compare(listed(path_of("a")), older_than_seconds=3600)
+    found = compare(database, *listed(path_of("a")))
     assert (found.orphans, found.lost) == ((), ("b",))
-    found = Reconciliation(database).compare([], older_than_seconds=7200)
+    found = compare(database, seconds=7200)
     assert found.lost == (), "they are younger than that"
 
 

@@ -48,12 +48,16 @@ def reconcile(
     store = S3ObjectStore.from_settings(settings)
     with closing(Database.from_settings(settings)) as database:
         reconciliation = Reconciliation(database)
-        compared = reconciliation.compare(store.objects(), older_than_seconds=seconds)
+        compared = reconciliation.compare(
+            store.objects(), upload_bucket=settings.s3_upload_bucket, older_than_seconds=seconds
+        )
         orphans_too = delete_orphans and not look_only
         for path in compared.orphans:
-            if orphans_too:
+            # Asked again: since the listing its upload may have come to its end.
+            deleted = orphans_too and reconciliation.is_orphan(path)
+            if deleted:
                 store.delete(path)
-            _tell("object without a row", path, "deleted" if orphans_too else "left", as_json)
+            _tell("object without a row", path, "deleted" if deleted else "left", as_json)
         for image_id in compared.lost:
             _tell("row without its object", image_id, "lost", as_json)
         busy = _busy(settings)
