@@ -31,6 +31,7 @@ SECRETS: Final = (
     "POSTGRES_PASSWORD",
     "REDIS_PASSWORD",
     "GRAFANA_ADMIN_PASSWORD",
+    "KAFKA_UI_PASSWORD",
     "GRAFANA_POSTGRES_PASSWORD",
     *(account.variable for account in ACCOUNTS),
 )

@@ -157,6 +157,14 @@ def test_the_gateway_logs_no_api_key() -> None:
         assert f"request>headers>{header} delete" in hidden
 
 
+def test_no_page_of_another_site_reads_or_empties_kafka() -> None:
+    """Kafka UI answers every origin, with credentials."""
+    environment = SERVICES["kafka-ui"]["environment"]
+    assert environment["AUTH_TYPE"] == "LOGIN_FORM"
+    assert environment["SPRING_SECURITY_USER_PASSWORD"].startswith("${KAFKA_UI_PASSWORD:?")
+    assert environment["KAFKA_CLUSTERS_0_READONLY"] == "true"
+
+
 def test_the_seeds_ports_are_published() -> None:
     gateway = {int(port.rsplit(":", 1)[1]) for port in SERVICES["gateway"]["ports"]}
     assert gateway == set(HTTP_PORTS.values())
