@@ -20,6 +20,7 @@ import pytest
 import segno
 from PIL import Image
 
+from openapi_fuzz import fuzzed
 from running_mesh import DEADLINE_SECONDS, RunningMesh, running_mesh, until
 from visionmesh.settings import ROOT
 from visionmesh.worker.dead_letters import DeadLetter, read_dead_letters
@@ -29,6 +30,9 @@ IMAGES = "images-input-stream"
 FEATURES = "image-features-stream"
 EXTRACTOR = "feature-extractor"
 DECODER = "qr-decoder"
+
+# Calls of each operation beside those at the edges of its schema.
+FUZZ_EXAMPLES = int(os.environ.get("MESH_FUZZ_EXAMPLES", 2))
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +274,14 @@ def test_a_dead_letter_is_replayed_once_with_its_key_and_bytes(mesh: RunningMesh
         return [letter for letter in letters if letter.key == image_id.encode() and not letter.replayed]
 
     assert waiting_letters() == []
+
+
+def test_no_service_answers_anything_that_its_openapi_does_not_tell_of(mesh: RunningMesh) -> None:
+    mesh.http.post("/upload", files={"file": ("cat.jpg", CAT.read_bytes())}, data={"image_id": "fuzzed"})
+    known = {"image_id": ["fuzzed"], "task_id": ["fuzzed"], "sensor": ["tfluna"]}
+    services = sorted({one["service"] for one in mesh.state()["replicas"]})
+    assert {"ingest-api", EXTRACTOR, DECODER, "ocr-worker", "edge-publisher", "sensor-sink"} <= set(services)
+    for service in services:
+        found = fuzzed(mesh.url_of(service), examples=FUZZ_EXAMPLES, known=known)
+        print(f"{service}: {found}")
+        assert not found.failures, f"{service}: {found.told()}"
