@@ -16,7 +16,6 @@ from prometheus_servers import promtool
 from promql import metrics_in
 from visionmesh.cli import app
 from visionmesh.observability import reference
-from visionmesh.settings import EdgeSettings, Settings, variable_of
 
 ROOT: Final = Path(__file__).parents[2]
 PROMETHEUS: Final = ROOT / "deploy/prometheus"
@@ -26,6 +25,21 @@ ALERTS: Final[list[dict[str, Any]]] = [
     for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
     for rule in group["rules"]
 ]
+WORKERS: Final = (
+    "shared/visionmesh/worker",
+    "shared/visionmesh/images.py",
+    "shared/visionmesh/isolated.py",
+    "shared/visionmesh/isolated_child.py",
+    "shared/visionmesh/object_store.py",
+    "services/classifier/domain.py",
+    "services/ocr_worker/domain",
+    "services/ocr_worker/reading.py",
+    "services/ocr_worker/paddlex_engine.py",
+    "services/qr_decoder/qreader_engine.py",
+    "services/sensor_sink/step.py",
+)
+# What only those meet who wait for an answer, or choose how it is found.
+OVER_HTTP: Final = {"answer_overdue", "profile_unavailable", "unknown_profile"}
 TESTS: Final = ROOT / "tests/prometheus/alerts.yml"
 
 every_alert = pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
@@ -117,11 +131,10 @@ def test_no_command_takes_replicas_away(runbook: Path) -> None:
 
 @every_runbook
 def test_variables_are_settings(runbook: Path) -> None:
-    known = {variable_of(field) for field in Settings.model_fields}
-    known |= {f"MESH_{field.upper()}" for field in Settings.model_fields}
-    known |= {variable_of(field, EdgeSettings) for field in EdgeSettings.model_fields}
-    known |= set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text()))
-    known |= set(re.findall(r"^ +([A-Z_]+):", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE))
+    # Of no use is what compose does not hand on to the containers, by `.env` or by a line of its own.
+    compose = (ROOT / "docker-compose.yml").read_text()
+    known = set(re.findall(r"\$\{([A-Z_]+)", compose))
+    known |= set(re.findall(r'^ +([A-Z_]+): "?[\w -]+"?$', compose, re.MULTILINE))
     named = set(re.findall(r"\b(?:MESH|EDGE|OCR|EXTRACTOR|KAFKA)_[A-Z_]*[A-Z]\b", runbook.read_text()))
     assert named <= known
 
@@ -136,6 +149,10 @@ def test_reasons_of_dead_letters_are_those_of_the_code() -> None:
     assert len(codes) > 8
     for code in codes:
         assert f'"{code}"' in source, code
+    # Of what runs in a worker none is left out.
+    for path in WORKERS:
+        for file in [ROOT / path] if path.endswith(".py") else (ROOT / path).rglob("*.py"):
+            assert set(re.findall(r'Rejected\(\s*"(\w+)"', file.read_text())) <= {*codes, *OVER_HTTP}, file
 
 
 def commands(runbook: Path) -> list[str]:
