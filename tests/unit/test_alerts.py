@@ -92,6 +92,8 @@ def test_an_alert_asks_for_metrics_of_the_closed_list(alert: dict[str, Any]) -> 
 def test_prometheus_reads_the_alerts() -> None:
     settings = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     assert settings["rule_files"] == ["alerts.yml"]
+    tried = yaml.safe_load(TESTS.read_text())["evaluation_interval"]
+    assert settings["global"]["evaluation_interval"] == tried
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["prometheus"]
     assert "./deploy/prometheus:/etc/prometheus:ro" in compose["volumes"]
 
