@@ -89,29 +89,33 @@ train-locator: .venv-train/installed  ## a locator of QR codes from drawn pictur
 # Their locks leave out what QREADER_WITHOUT and PADDLEOCR_WITHOUT name.
 .venv-qreader/installed .venv-paddleocr/installed: PIP_OPTIONS = --no-deps
 
-sbom: .venv-audit/installed  ## every part of every image, as CycloneDX, in build/sbom
+sbom: .venv-audit/installed  ## the Python packages of every image, as CycloneDX, in build/sbom
 	@mkdir -p build/sbom
 	for name in $(SERVICE_LOCKS) mlflow; do .venv-audit/bin/cyclonedx-py requirements requirements/$$name.txt \
 		--output-reproducible --output-file build/sbom/$$name.cdx.json || exit; done
 
 # --strict: a part that nobody could ask about is not one that is well.
-audit: .venv-audit/installed  ## known vulnerabilities of every part, as PyPI knows them, and of images by trivy
+audit: .venv-audit/installed  ## known vulnerabilities of Python packages, as PyPI knows them, and of images by trivy
 	for name in $(SERVICE_LOCKS) mlflow; do .venv-audit/bin/pip-audit --strict --disable-pip --require-hashes \
 		-r requirements/$$name.txt || exit; done
-	@if command -v trivy >/dev/null; then docker compose --profile mlflow config --images | sort -u | \
-		while read -r image; do trivy image --exit-code 1 --severity HIGH,CRITICAL "$$image" </dev/null || exit; done; \
+	@if command -v trivy >/dev/null; then images=$$(docker compose --profile mlflow config --images) || exit; \
+		for image in $$(echo "$$images" | sort -u); do \
+		trivy image --exit-code 1 --severity HIGH,CRITICAL "$$image" || exit; done; \
 	else echo "Images were not scanned: trivy is not installed." >&2; fi
 
 env:  ## .env with fresh passwords and API keys for compose; what is there already stays as it is
-	@umask 077; touch .env; \
+	@umask 077; touch .env; chmod 600 .env; test -z "$$(tail -c 1 .env)" || echo >> .env; \
 	add() { grep -q "^$$1=" .env || echo "$$1=$$2$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" >> .env; }; \
 	for name in $(PASSWORDS); do add $$name; done; \
 	for name in $(API_KEYS); do add $$name mesh_; done
-	@test -f keys/api-keys.json || { mkdir -p keys; \
-	digest() { sed -n "s/^$$1=//p" .env | tr -d '\n' | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-64; }; \
+	@digest() { sed -n "s/^$$1=//p" .env | tr -d '\n' | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-64; }; \
+	test -f keys/api-keys.json || { mkdir -p keys; \
 	printf '{"keys": [\n {"name": "%s", "sha256": "%s", "scopes": %s},\n {"name": "%s", "sha256": "%s", "scopes": %s}\n]}\n' \
 		operator "$$(digest MESH_API_KEY)" '["upload", "read", "predict", "operate"]' \
-		services "$$(digest MESH_UPLOAD_KEY)" '["upload"]' > keys/api-keys.json; }
+		services "$$(digest MESH_UPLOAD_KEY)" '["upload"]' > keys/api-keys.json; }; \
+	chmod a+rx keys; chmod a+r keys/api-keys.json; \
+	for name in $(API_KEYS); do grep -q "$$(digest $$name)" keys/api-keys.json || \
+	echo "$$name of .env is no key of keys/api-keys.json: \`mesh keys create\` makes one that is." >&2; done
 	@echo "Passwords and API keys are in .env, and who is let in in keys/api-keys.json."
 
 up: env  ## the mesh in containers

@@ -298,6 +298,65 @@ def test_make_env_writes_every_secret_that_compose_asks_for(tmp_path: Path) -> N
     assert set(again) == set(written)
 
 
+def make_env(folder: Path) -> subprocess.CompletedProcess[str]:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    shutil.copy(ROOT / "Makefile", folder)
+    # As careful people have it.
+    return subprocess.run(
+        ["sh", "-c", "umask 077; exec make --silent env"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_make_env_brings_what_is_there_to_what_it_has_to_be(tmp_path: Path) -> None:
+    env = tmp_path / ".env"
+    env.write_text("MESH_PUBLISH_ADDRESS=0.0.0.0")
+    env.chmod(0o644)
+    assert not make_env(tmp_path).stderr
+    written = dict(line.split("=", 1) for line in env.read_text().splitlines())
+    assert written["MESH_PUBLISH_ADDRESS"] == "0.0.0.0", "its last line had no end"
+    assert written["MINIO_ROOT_PASSWORD"]
+    assert env.stat().st_mode & 0o777 == 0o600
+    # Another user reads them, in a container.
+    keys = tmp_path / "keys"
+    assert keys.stat().st_mode & 0o005 == 0o005
+    assert (keys / "api-keys.json").stat().st_mode & 0o004
+
+
+def test_make_env_says_when_its_keys_are_none(tmp_path: Path) -> None:
+    """Those of an .env that was lost stay in the file, which nobody but their owner can tell from others."""
+    make_env(tmp_path)
+    kept = (tmp_path / "keys/api-keys.json").read_text()
+    (tmp_path / ".env").unlink()
+    said = make_env(tmp_path).stderr
+    for name in ("MESH_API_KEY", "MESH_UPLOAD_KEY"):
+        assert f"{name} of .env is no key" in said
+    assert (tmp_path / "keys/api-keys.json").read_text() == kept
+
+
+def test_make_audit_fails_where_no_image_could_be_scanned(tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    for name in ("Makefile", "requirements/audit.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    programs = tmp_path / ".venv-audit/bin"
+    programs.mkdir(parents=True)
+    for name, status in {"pip-audit": 0, "trivy": 0, "docker": 1}.items():
+        (programs / name).write_text(f"#!/bin/sh\nexit {status}\n")
+        (programs / name).chmod(0o755)
+    (programs.parent / "installed").touch()
+    ended = subprocess.run(
+        ["make", "--silent", "audit"],
+        cwd=tmp_path, env={"PATH": f"{programs}:{os.environ['PATH']}"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode != 0
+
+
 def test_make_env_lets_its_own_keys_in(tmp_path: Path) -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
