@@ -34,11 +34,12 @@ def make_step(now: Now = lambda: datetime.now(UTC)) -> Step[SensorReading]:
     newest = _Newest()
 
     def step(messages: Sequence[SensorReading]) -> list[Verdict]:
-        latest = now() + _AHEAD
-        verdicts = [_verdict(message, latest) for message in messages]
-        newest.note(
+        at = now()
+        verdicts = [_verdict(message, at + _AHEAD) for message in messages]
+        taken = (
             message for message, verdict in zip(messages, verdicts, strict=True) if isinstance(verdict, Done)
         )
+        newest.note(taken, at.timestamp())
         return verdicts
 
     return step
@@ -50,13 +51,14 @@ class _Newest:
     def __init__(self) -> None:
         self._seconds: dict[tuple[str, str], float] = {}
 
-    def note(self, readings: Iterable[SensorReading]) -> None:
+    def note(self, readings: Iterable[SensorReading], now: float) -> None:
+        """now: UNIX seconds. A clock that is ahead must not hide for as long that its sensor fell silent."""
         counts: Counter[str] = Counter()
         found: dict[tuple[str, str], float] = {}
         for reading in readings:
             counts[reading.sensor] += 1
             key = reading.device_id, reading.sensor
-            found[key] = max(found.get(key, 0.0), reading.captured_at.timestamp())
+            found[key] = max(found.get(key, 0.0), min(reading.captured_at.timestamp(), now))
         for key, seconds in found.items():
             known = self._seconds.get(key)
             if known is None and len(self._seconds) >= _MOST_SENSORS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -96,6 +97,16 @@ def test_prometheus_reads_the_alerts() -> None:
     assert settings["global"]["evaluation_interval"] == tried
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["prometheus"]
     assert "./deploy/prometheus:/etc/prometheus:ro" in compose["volumes"]
+
+
+def test_the_board_calls_those_sensors_silent_that_the_alert_does() -> None:
+    (alert,) = (alert for alert in ALERTS if alert["alert"] == "SensorSilent")
+    board = json.loads((ROOT / "deploy/grafana/dashboards/edge.json").read_text())
+    (silent,) = (panel for panel in board["panels"] if panel["title"] == "Silent")
+    asked = silent["targets"][0]["expr"]
+    assert asked.removeprefix("count(").removesuffix(") or vector(0)") == re.sub(
+        r"\(\s+|\s+(?=\))", lambda found: found[0].strip(), alert["expr"]
+    )
 
 
 @every_runbook

@@ -9,6 +9,7 @@ import pytest
 from sensor_sink.step import make_step
 from visionmesh.contracts import SensorReading
 from visionmesh.errors import Rejected
+from visionmesh.observability import metrics
 from visionmesh.sensors import SensorReadingRow
 from visionmesh.worker.step import Done
 
@@ -37,6 +38,13 @@ def test_a_reading_is_a_row_and_the_same_row_again() -> None:
 )
 def test_late_readings_and_wrong_time_zones_are_taken(at: datetime) -> None:
     assert isinstance(make_step(lambda: NOW)([reading(at)])[0], Done)
+
+
+def test_a_clock_that_is_ahead_does_not_hide_that_its_sensor_fell_silent() -> None:
+    metrics.SENSOR_LAST_READING.clear()
+    make_step(lambda: NOW)([reading(NOW + timedelta(hours=20)), reading(NOW - timedelta(hours=1))])
+    (family,) = metrics.SENSOR_LAST_READING.collect()
+    assert [sample.value for sample in family.samples] == [NOW.timestamp()]
 
 
 @pytest.mark.parametrize(

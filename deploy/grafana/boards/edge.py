@@ -22,13 +22,15 @@ def board() -> Dashboard:
 
 
 def _readings() -> list[Panel]:
-    since = "time() - max by (device_id, sensor) (mesh_sensor_last_reading_timestamp_seconds)"
+    # As the alert SensorSilent has it: a sink that begins anew knows of none, and they are no less silent.
+    newest = "max by (device_id, sensor) (last_over_time(mesh_sensor_last_reading_timestamp_seconds[1d]))"
+    since = f"time() - {newest}"
     return [
         number(
             "Sensors",
-            "Sensors of which a reading was stored since the sinks started.",
+            "Sensors of which a reading was stored, and that were known within the last day.",
             "short",
-            "count(max by (device_id, sensor) (mesh_sensor_last_reading_timestamp_seconds))",
+            f"count({newest})",
         ),
         number(
             "Silent",

@@ -166,8 +166,8 @@ SENSOR_READINGS: Final = Counter(
 )
 SENSOR_LAST_READING: Final = Gauge(
     "mesh_sensor_last_reading_timestamp_seconds",
-    "When the newest reading of a device's sensor was made, by the device's clock, in UNIX seconds. Of the "
-    "first 1000 that a sink meets; the largest of all sinks counts.",
+    "When the newest reading of a device's sensor was made, by the device's clock but not after it came, in "
+    "UNIX seconds. Of the first 1000 that a sink meets; the largest of all sinks counts.",
     ["device_id", "sensor"],
 )  # fmt: skip
 SENSOR_PARTITIONS_DROPPED: Final = Counter(
