@@ -135,6 +135,31 @@ def test_api_keys_are_not_logged_wherever_they_stand(capsys: pytest.CaptureFixtu
     assert "mesh_feature_extractor" in captured
 
 
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_secrets_are_not_logged_whatever_holds_them(
+    log_format: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure("test", Settings(log_format=log_format))
+    key, _ = new_key("camera", [Scope.UPLOAD])
+    url = "postgresql://u:hunter2@db/mesh"
+    log = structlog.get_logger()
+    log.info("a_list", reasons=[f"redis://:hunter2@h/0 {key}", ({"dsn": url},)])
+    log.info("an_exception", error=ValueError(f"{url} {key}"))
+    log.info("lists_in_mappings", d={"a": ["password=hunter2"], "b": [{"token": "hunter2"}]})
+    log.info("odd_passwords", one="postgresql://u:x/hunter2@db", two="postgresql://u:x@hunter2@db")
+    log.info("quoted", a='{"password": "hunter2"}', b="{'secret_key': 'a \\'hunter2'}", c=b"password=hunter2")
+    log.info("encoded", query=f"x%3D{key}")
+    secret = f"{url} {key}"
+    try:
+        raise ValueError(secret)
+    except ValueError:
+        log.exception("failed")
+    captured = capsys.readouterr().err
+    assert "ValueError: postgresql://u:***@db" in captured
+    assert "hunter2" not in captured
+    assert key not in captured
+
+
 @pytest.mark.parametrize("kind", [Settings, EdgeSettings])
 def test_every_secret_of_the_settings_hides_itself(kind: type[BaseSettings]) -> None:
     """By its name, or because it is an address with a password in it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -20,10 +20,14 @@ from visionmesh.observability import tracing
 from visionmesh.settings import Settings
 
 # Libraries put addresses into their messages, and an address may hold a password.
-_PASSWORD_IN_URL: Final = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]+(?=@)")
-_PASSWORD_IN_DSN: Final = re.compile(r"(?i)(password\s*=\s*)('[^']*'|[^\s']+)")
+# It may have a slash or an @ itself: up to the last one before a space, whatever else that takes along.
+_PASSWORD_IN_URL: Final = re.compile(r"(?<=://)([^/\s:@]*):\S+(?=@)")
+# In a connection string, in JSON, in what Python shows of a mapping.
+_PASSWORD_IN_DSN: Final = re.compile(
+    r"""(?i)((?:password|secret)\w*["']?\s*[=:]\s*)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s'"]+)"""
+)
 # API keys of the mesh (`visionmesh.api_keys`), which are told apart by their beginning, and others' tokens.
-_API_KEY: Final = re.compile(r"\bmesh_[A-Za-z0-9_-]{32,}")
+_API_KEY: Final = re.compile(r"mesh_[A-Za-z0-9_-]{32,}")
 _TOKEN: Final = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/._~=-]{8,}")
 _SECRET_NAMES: Final = re.compile(r"(?i)password|secret|token|authorization|api_?key|access_?key")
 _HIDDEN: Final = "***"
@@ -55,10 +59,17 @@ def configure(service: str, settings: Settings) -> None:
             structlog.processors.format_exc_info,
             _hide_secrets,
             _in_order,
-            structlog.processors.JSONRenderer(default=str),
+            structlog.processors.JSONRenderer(),
         ]
         if settings.log_format == "json"
-        else [_hide_secrets, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            structlog.processors.format_exc_info,
+            _hide_secrets,
+            # A richer one would show the variables of every frame, unsearched.
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -106,19 +117,20 @@ def _in_order(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _hide_secrets(_: Any, __: str, event: EventDict) -> EventDict:
-    _hide(event)
-    return event
+    return {name: _searched(name, value) for name, value in event.items()}
 
 
-def _hide(fields: MutableMapping[str, Any]) -> None:
-    for name, value in fields.items():
-        if _SECRET_NAMES.search(name):
-            fields[name] = _HIDDEN
-        elif isinstance(value, str):
-            fields[name] = without_passwords(value)
-        elif isinstance(value, MutableMapping):
-            fields[name] = dict(value)
-            _hide(fields[name])
+def _searched(name: str, value: Any) -> Any:
+    """A value as JSON has it, what JSON has not as text, without secrets."""
+    if _SECRET_NAMES.search(name):
+        return _HIDDEN
+    if isinstance(value, Mapping):
+        return {str(key): _searched(str(key), inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_searched("", inner) for inner in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return without_passwords(str(value))
 
 
 def without_passwords(text: str) -> str:
