@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client import REGISTRY
 
-from visionmesh.observability import reference
+from visionmesh.observability import metrics, reference
 from visionmesh.observability.process import ProcessFamily, family_usage
+from visionmesh.settings import ROOT
 
 
 def test_the_committed_document_is_current() -> None:
@@ -37,6 +39,16 @@ def test_a_metric_follows_the_naming_of_prometheus(metric: reference.Described) 
     assert not re.search(r"_(ms|milliseconds|minutes|kb|mb|percent)(_|$)", metric.name), "base units"
     assert metric.text.endswith(".")
     assert not {"image_id", "key", "path", "offset"} & set(metric.labels), "a series for every one"
+
+
+def test_what_waits_is_measured_for_longer_than_alerts_and_deadlines_have() -> None:
+    queued = (metrics.END_TO_END_SECONDS, metrics.AGE_SECONDS)
+    reading = (metrics.STEP_SECONDS, metrics.OCR_STAGE_SECONDS, metrics.HTTP_SECONDS)
+    # The last is infinity, of which a quantile makes the one before.
+    assert {histogram._upper_bounds[-2] for histogram in (*queued, *reading)} == {3600.0}
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())["groups"][0]["rules"]
+    (late,) = (rule["expr"] for rule in rules if rule["alert"] == "LagHigh")
+    assert float(late.split(" > ")[1]) in metrics.END_TO_END_SECONDS._upper_bounds
 
 
 @contextmanager

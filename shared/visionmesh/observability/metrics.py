@@ -18,6 +18,8 @@ _SECONDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.045, 0.05, 0.1, 0.15, 0.25, 0.5,
     1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+# What waits in a queue, or reads a document, may take longer: an alert begins at 120, a document has 300.
+_LONG: Final = (*_SECONDS, 120.0, 300.0, 900.0, 3600.0)
 _BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # The upper half is where answers are, and where a threshold would be set.
 _CONFIDENCE: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -52,7 +54,7 @@ BATCH_SIZE: Final = Histogram(
     "mesh_batch_size", "Messages handed to the step at once.", ["worker"], buckets=_BATCH
 )
 STEP_SECONDS: Final = Histogram(
-    "mesh_step_seconds", "Time in the step, per batch.", ["worker"], buckets=_SECONDS
+    "mesh_step_seconds", "Time in the step, per batch.", ["worker"], buckets=_LONG
 )
 STORE_SECONDS: Final = Histogram(
     "mesh_store_seconds", "Time to write a batch to Postgres.", ["worker"], buckets=_SECONDS
@@ -62,13 +64,13 @@ PUBLISH_SECONDS: Final = Histogram(
 )
 AGE_SECONDS: Final = Histogram(
     "mesh_message_age_seconds", "Age of a batch's oldest message when its results were stored and published.",
-    ["worker"], buckets=_SECONDS,
+    ["worker"], buckets=_LONG,
 )  # fmt: skip
 END_TO_END_SECONDS: Final = Histogram(
     "mesh_end_to_end_seconds",
     "From the upload of a picture until the worker's result was stored, of pictures whose id tells the time "
     "(those that the mesh gave).",
-    ["worker"], buckets=_SECONDS,
+    ["worker"], buckets=_LONG,
 )  # fmt: skip
 PREDICTIONS: Final = Counter(
     "mesh_predictions_total", "Pictures of the stream that were classified, by label.",
@@ -101,7 +103,7 @@ OUTBOX_PENDING: Final = Gauge("mesh_outbox_pending", "Uploads stored and not yet
 # Every service
 HTTP_REQUESTS: Final = Counter("mesh_http_requests_total", "HTTP requests.", ["service", "route", "status"])
 HTTP_SECONDS: Final = Histogram(
-    "mesh_http_seconds", "Time to answer an HTTP request.", ["service", "route"], buckets=_SECONDS
+    "mesh_http_seconds", "Time to answer an HTTP request.", ["service", "route"], buckets=_LONG
 )
 READY: Final = Gauge(
     "mesh_check_ready", "1 while what a check of /ready asks for answers, 0 while it does not.", ["check"]
@@ -135,7 +137,7 @@ OCR_DOCUMENTS: Final = Counter(
     ["result"],
 )  # fmt: skip
 OCR_STAGE_SECONDS: Final = Histogram(
-    "mesh_ocr_stage_seconds", "Time of a page in each stage of its reading.", ["stage"], buckets=_SECONDS
+    "mesh_ocr_stage_seconds", "Time of a page in each stage of its reading.", ["stage"], buckets=_LONG
 )
 OCR_ENGINES: Final = Gauge("mesh_ocr_engines", "Engines of this process.")
 OCR_ENGINES_BUSY: Final = Gauge("mesh_ocr_engines_busy", "Engines that read a page at this moment.")
