@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 import time
@@ -216,6 +217,19 @@ def test_a_process_without_the_package_goes_on_and_says_so(monkeypatch: pytest.M
     with capture_logs() as lines, spans.exported("test", settings):
         assert not tracing.begin().sampled
     assert [line["event"] for line in lines] == ["tracing_unavailable"]
+
+
+def test_a_collector_that_never_answers_does_not_hold_the_end_of_a_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(spans, "_CLOSE_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with spans.exported("test", Settings(otlp_endpoint=url, trace_sample_ratio=1.0)):
+            for _ in range(1500):
+                spans.record(Span("work", "internal", SAMPLED, 1, 2))
+        left = [thread for thread in threading.enumerate() if thread.name == spans.LAST_SPANS]
+        assert [thread.daemon for thread in left] == [True], "the end waited for an answer"
 
 
 def test_a_collector_that_is_away_costs_its_spans_alone() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,8 +30,10 @@ Kind = Literal["server", "consumer", "producer", "internal"]
 Value = str | int | float | bool
 
 # A collector that is away must not hold the end of a process.
-_CLOSE_MS: Final = 1000
+_CLOSE_SECONDS: Final = 1.0
 _EXPORT_SECONDS: Final = 2.0
+# The thread that may outlast it.
+LAST_SPANS: Final = "last-spans"
 
 # Semantic conventions of OpenTelemetry: https://opentelemetry.io/docs/specs/semconv/messaging/kafka/
 KAFKA: Final[Mapping[str, Value]] = {"messaging.system": "kafka"}
@@ -135,8 +138,10 @@ class _Exporter:
 
     def close(self) -> None:
         """Sends what is left, unless the collector is away."""
-        self._processor.force_flush(_CLOSE_MS)
-        self._processor.shutdown()  # type: ignore[no-untyped-call]
+        # It has 30 s of its own, and what flushes has no bound at all.
+        last = threading.Thread(target=self._processor.shutdown, name=LAST_SPANS, daemon=True)
+        last.start()
+        last.join(_CLOSE_SECONDS)
 
 
 def now_ns() -> int:
