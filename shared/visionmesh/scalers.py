@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -15,12 +16,15 @@ from visionmesh import orders
 from visionmesh.autoscale import ScaleError, Scaler
 from visionmesh.compose import ComposeError, run_docker
 from visionmesh.kafka import GroupOffsets
-from visionmesh.mesh import running_file
+from visionmesh.mesh import SERVICES, MeshError, Service, check_scale, running_file
 from visionmesh.settings import ROOT, Settings
 from visionmesh.topics import readers
 
 # As long as a service may take to end, and what the compose file gives it.
 _STOP_SECONDS: Final = 15
+
+_CLASSIFIER: Final = "classifier-"
+_STOPPED: Final = frozenset({"created", "exited", "dead"})
 
 
 class KafkaLags:
@@ -95,43 +99,112 @@ class MeshReplicas:
         return state
 
 
+@dataclass(frozen=True)
+class _Container:
+    """is_stopped: it ended, or never began. files: the names of the compose files it was made by."""
+
+    name: str
+    is_stopped: bool
+    files: tuple[str, ...]
+
+
 class ComposeReplicas:
     """`Replicas` that are containers of the compose file.
 
     What COMPOSE_FILE, COMPOSE_PROFILES and `.env` say holds here as well.
     """
 
-    def __init__(self, folder: Path = ROOT) -> None:
-        """folder: where the compose file is."""
+    def __init__(self, folder: Path = ROOT, services: Sequence[Service] = SERVICES) -> None:
+        """folder: where the compose file is. services: those that may be changed, beside classifiers."""
         self._folder = folder
+        self._services = {service.name: service for service in services}
 
     def replicas(self) -> Mapping[str, int]:
         return Counter(self._compose("ps", "--format", "{{.Service}}"))
 
     def scale(self, service: str, replicas: int) -> None:
-        self._up(service, replicas)
+        try:
+            check_scale(self._service(service), replicas)
+        except MeshError as error:
+            raise ScaleError(str(error)) from error
+        self._remove_stopped(service)
+        self._change(service, replicas)
 
     def restart(self, service: str) -> None:
         """Each container is replaced by one of the image that is there now: this is also how to upgrade."""
-        old = self._compose("ps", "--quiet", service)
-        if not old:
+        known = self._service(service)
+        if all(container.is_stopped for container in self._containers(service)):
             raise ScaleError(f"No container of {service} runs.")
+        if not known.scalable:
+            self._compose("up", "--detach", "--wait", "--no-deps", "--force-recreate", service)
+            return
+        self._remove_stopped(service)
+        old = self._containers(service)
         for container in old:
             # One more, and only then one less: the new one is of today's image and settings, and the others
             # are left as they are.
-            self._add(service)
-            self._docker("stop", "-t", str(_STOP_SECONDS), container)
-            self._docker("rm", container)
+            self._change(service, len(old) + 1)
+            self._docker("stop", "-t", str(_STOP_SECONDS), container.name)
+            self._docker("rm", container.name)
 
-    def _add(self, service: str) -> None:
-        """One container more; none when it does not get healthy."""
-        there = set(self._compose("ps", "--quiet", service))
+    def _service(self, name: str) -> Service:
+        if name.startswith(_CLASSIFIER):
+            return self._services.get(name, Service(name, "classifier", None))
+        if name not in self._services:
+            raise ScaleError(f"There is no service {name!r}; there are {', '.join(sorted(self._services))}.")
+        return self._services[name]
+
+    def _remove_stopped(self, service: str) -> None:
+        """Compose would start them instead of new ones, and they are of the image of then."""
+        for container in self._containers(service):
+            if container.is_stopped:
+                self._docker("rm", container.name)
+
+    def _change(self, service: str, replicas: int) -> None:
+        """So many containers; as many as before when the further ones do not get healthy, or are not what
+        the others are.
+        """
+        before = self._containers(service)
         try:
-            self._up(service, len(there) + 1)
-        except ScaleError:
-            for container in set(self._compose("ps", "--all", "--quiet", service)) - there:
-                self._docker("rm", "--force", container)
+            self._up(service, replicas)
+            self._check(service, before, replicas)
+        except BaseException:
+            for container in self._new(service, before):
+                self._docker("rm", "--force", container.name)
             raise
+
+    def _check(self, service: str, before: Sequence[_Container], replicas: int) -> None:
+        new = self._new(service, before)
+        if len(new) < replicas - len(before):
+            raise ScaleError(f"Compose has started no new container of {service}.")
+        was, now = ({container.files for container in each} for each in (before, new))
+        if before and not now <= was:
+            raise ScaleError(
+                f"{service} was started with {' and '.join(map(_listed, was))}, and compose would go on with "
+                f"{' and '.join(map(_listed, now))}; name the first in COMPOSE_FILE."
+            )
+
+    def _containers(self, service: str) -> list[_Container]:
+        """Those that ended as well, and none of `docker compose run`, which somebody else waits for."""
+        names = self._compose("ps", "--all", "--quiet", service)
+        if not names:
+            return []
+        found = []
+        for one in json.loads(self._run("inspect", *names)):
+            labels = one["Config"]["Labels"]
+            if labels.get("com.docker.compose.oneoff") == "True":
+                continue
+            files = labels.get("com.docker.compose.project.config_files", "").split(",")
+            found.append(
+                _Container(
+                    one["Id"], one["State"]["Status"] in _STOPPED, tuple(Path(file).name for file in files)
+                )
+            )
+        return found
+
+    def _new(self, service: str, before: Sequence[_Container]) -> list[_Container]:
+        there = {container.name for container in before}
+        return [container for container in self._containers(service) if container.name not in there]
 
     def _up(self, service: str, replicas: int) -> None:
         self._compose(
@@ -143,7 +216,14 @@ class ComposeReplicas:
         return self._docker("compose", *arguments)
 
     def _docker(self, *arguments: str) -> list[str]:
+        return self._run(*arguments).split()
+
+    def _run(self, *arguments: str) -> str:
         try:
-            return run_docker(self._folder, *arguments).split()
+            return run_docker(self._folder, *arguments)
         except ComposeError as error:
             raise ScaleError(str(error)) from error
+
+
+def _listed(files: Sequence[str]) -> str:
+    return ":".join(files)

@@ -10,9 +10,12 @@ from uuid import uuid4
 import pytest
 
 from visionmesh.autoscale import ScaleError
+from visionmesh.mesh import Service
 from visionmesh.scalers import ComposeReplicas
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+
+SERVICES = (Service("worker", "stand_in", None),)
 
 # One of the images of the mesh's own compose file.
 COMPOSE = """
@@ -44,7 +47,7 @@ def docker(folder: Path, *arguments: str) -> list[str]:
 
 
 def test_containers_come_go_and_are_replaced(folder: Path) -> None:
-    replicas = ComposeReplicas(folder)
+    replicas = ComposeReplicas(folder, SERVICES)
     assert replicas.replicas() == {"worker": 1, "neighbour": 1}
     (first,) = docker(folder, "compose", "ps", "--quiet", "worker")
     (neighbour,) = docker(folder, "compose", "ps", "--quiet", "neighbour")
@@ -68,5 +71,22 @@ def test_a_new_version_that_does_not_get_healthy_replaces_nothing(
     # It listens where its own health check does not look.
     monkeypatch.setenv("PORT_INSIDE", "6380")
     with pytest.raises(ScaleError):
-        ComposeReplicas(folder).restart("worker")
+        ComposeReplicas(folder, SERVICES).restart("worker")
     assert docker(folder, "compose", "ps", "--all", "--quiet", "worker") == before
+
+
+def test_a_killed_replica_of_before_is_not_taken_for_a_new_one_and_a_run_beside_them_goes_on(
+    folder: Path,
+) -> None:
+    replicas = ComposeReplicas(folder, SERVICES)
+    replicas.scale("worker", 2)
+    before = docker(folder, "compose", "ps", "--quiet", "worker")
+    docker(folder, "kill", before[0])
+    (beside,) = docker(folder, "compose", "run", "--detach", "--no-TTY", "worker", "sleep", "600")
+    try:
+        replicas.restart("worker")
+        assert not set(before) & set(docker(folder, "compose", "ps", "--all", "--quiet", "worker"))
+        assert replicas.replicas()["worker"] == 1
+        assert docker(folder, "inspect", "--format", "{{.State.Status}}", beside) == ["running"]
+    finally:
+        docker(folder, "rm", "--force", beside)

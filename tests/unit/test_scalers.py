@@ -209,33 +209,71 @@ def test_a_step_of_a_scale_that_can_not_be_raises(tmp_path: Path) -> None:
         next(mesh.scale("device", 2))
 
 
-# `docker` as far as it is asked: containers are lines of a file, the calls are written down.
+# `docker` as far as it is asked: containers are in a file, the calls are written down. Like the real one,
+# compose starts what has ended before it makes something new.
 DOCKER = """#!/usr/bin/env python3
 import json, os, pathlib, sys, uuid
 folder = pathlib.Path(os.environ["DOCKER_DOUBLE"])
 containers = json.loads((folder / "containers").read_text())
 arguments = sys.argv[1:]
+status = 0
 with (folder / "calls").open("a") as calls:
     calls.write(" ".join(arguments) + "\\n")
+def make(service):
+    files = os.environ.get("FILES", "/a/docker-compose.yml")
+    containers[uuid.uuid4().hex] = [service, "running", "False", files]
 if arguments[:2] == ["compose", "ps"]:
-    if "--quiet" in arguments:
-        print("\\n".join(name for name, service in containers.items() if service == arguments[-1]))
-    else:
-        print("\\n".join(containers.values()))
+    for name, (service, state, oneoff, _) in containers.items():
+        if "--all" not in arguments and (state != "running" or oneoff == "True"):
+            continue
+        if "--quiet" not in arguments:
+            print(service)
+        elif service == arguments[-1]:
+            print(name)
 elif arguments[:2] == ["compose", "up"]:
-    service, _, count = arguments[arguments.index("--scale") + 1].partition("=")
-    there = [name for name, each in containers.items() if each == service]
-    for name in there[int(count):]:
-        del containers[name]
-    for _ in range(int(count) - len(there)):
-        containers[uuid.uuid4().hex] = service
-    if service == "broken":
-        (folder / "containers").write_text(json.dumps(containers))
-        sys.exit("container broken-2 is unhealthy")
+    service = arguments[-1]
+    ours = [name for name, (_, _, oneoff, _) in containers.items() if oneoff == "False"]
+    there = [name for name in ours if containers[name][0] == service]
+    if "--force-recreate" in arguments:
+        for name in there:
+            del containers[name]
+        make(service)
+    else:
+        count = int(arguments[arguments.index("--scale") + 1].partition("=")[2])
+        for name in there[count:]:
+            del containers[name]
+        for name in there[:count]:
+            containers[name][1] = "running"
+        for _ in range(count - len(there)):
+            make(service)
+        if service == "broken":
+            status = "container broken-2 is unhealthy"
+elif arguments[0] == "inspect":
+    print(json.dumps([
+        {"Id": name, "State": {"Status": containers[name][1]}, "Config": {"Labels": {
+            "com.docker.compose.oneoff": containers[name][2],
+            "com.docker.compose.project.config_files": containers[name][3],
+        }}}
+        for name in arguments[1:]
+    ]))
+elif arguments[0] == "stop":
+    containers[arguments[-1]][1] = "exited"
 elif arguments[0] == "rm":
     del containers[arguments[-1]]
 (folder / "containers").write_text(json.dumps(containers))
+sys.exit(status)
 """
+
+COMPOSED = tuple(
+    Service(name, "stand_in", None, scalable=name != "device")
+    for name in ("fast", "device", "broken", "nothing")
+)
+
+
+def container(
+    service: str, *, state: str = "running", oneoff: bool = False, files: str = "/a/docker-compose.yml"
+) -> list[str]:
+    return [service, state, str(oneoff), files]
 
 
 @pytest.fixture
@@ -247,43 +285,138 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("DOCKER_DOUBLE", str(tmp_path))
-    there = {"fast-1": "fast", "fast-2": "fast", "kafka-1": "kafka"}
+    there = {"fast-1": container("fast"), "fast-2": container("fast"), "kafka-1": container("kafka")}
     (tmp_path / "containers").write_text(json.dumps(there))
     return tmp_path
 
 
-def test_containers_are_counted_by_service(docker: Path) -> None:
-    assert ComposeReplicas().replicas() == {"fast": 2, "kafka": 1}
+@pytest.fixture
+def composed(docker: Path) -> ComposeReplicas:
+    return ComposeReplicas(docker, COMPOSED)
 
 
-def test_containers_come_and_go_and_the_others_are_left_alone(docker: Path) -> None:
-    replicas = ComposeReplicas()
-    replicas.scale("fast", 4)
-    assert replicas.replicas() == {"fast": 4, "kafka": 1}
-    replicas.scale("fast", 1)
-    assert json.loads((docker / "containers").read_text()) == {"fast-1": "fast", "kafka-1": "kafka"}
+def containers(docker: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = json.loads((docker / "containers").read_text())
+    return found
+
+
+def add(docker: Path, name: str, one: list[str]) -> None:
+    (docker / "containers").write_text(json.dumps(containers(docker) | {name: one}))
+
+
+def test_containers_are_counted_by_service(composed: ComposeReplicas) -> None:
+    assert composed.replicas() == {"fast": 2, "kafka": 1}
+
+
+def test_containers_come_and_go_and_the_others_are_left_alone(
+    docker: Path, composed: ComposeReplicas
+) -> None:
+    composed.scale("fast", 4)
+    assert composed.replicas() == {"fast": 4, "kafka": 1}
+    composed.scale("fast", 1)
+    assert containers(docker).keys() == {"fast-1", "kafka-1"}
     calls = (docker / "calls").read_text().splitlines()
     assert all("--no-recreate" in call and "--no-deps" in call for call in calls if " up " in call)
 
 
-def test_containers_are_replaced_one_by_one_after_a_new_one_is_healthy(docker: Path) -> None:
-    replicas = ComposeReplicas()
-    replicas.restart("fast")
-    assert replicas.replicas() == {"fast": 2, "kafka": 1}
-    assert not {"fast-1", "fast-2"} & set(json.loads((docker / "containers").read_text()))
+def test_containers_are_replaced_one_by_one_after_a_new_one_is_healthy(
+    docker: Path, composed: ComposeReplicas
+) -> None:
+    composed.restart("fast")
+    assert composed.replicas() == {"fast": 2, "kafka": 1}
+    assert not {"fast-1", "fast-2"} & containers(docker).keys()
     calls = [call.split() for call in (docker / "calls").read_text().splitlines()[:-1]]
-    steps = [call[0] for call in calls if "ps" not in call]
+    steps = [call[0] for call in calls if "ps" not in call and call[0] != "inspect"]
     assert steps == ["compose", "stop", "rm"] * 2
 
 
-def test_what_docker_says_is_the_reason(docker: Path) -> None:
-    there = {"broken-1": "broken"}
+@pytest.mark.parametrize("state", ["exited", "created"])
+def test_a_stopped_replica_of_before_is_not_taken_for_a_new_one(
+    docker: Path, composed: ComposeReplicas, state: str
+) -> None:
+    add(docker, "fast-3", container("fast", state=state))
+    composed.restart("fast")
+    assert not {"fast-1", "fast-2", "fast-3"} & containers(docker).keys()
+    assert composed.replicas()["fast"] == 2
+    add(docker, "fast-9", container("fast", state=state))
+    composed.scale("fast", 3)
+    assert "fast-9" not in containers(docker)
+    assert composed.replicas()["fast"] == 3
+
+
+def test_what_somebody_runs_beside_the_replicas_goes_on(docker: Path, composed: ComposeReplicas) -> None:
+    add(docker, "backup", container("fast", oneoff=True))
+    add(docker, "done", container("fast", oneoff=True, state="exited"))
+    composed.restart("fast")
+    assert {"backup", "done"} <= containers(docker).keys()
+    assert composed.replicas()["fast"] == 2
+
+
+def test_what_docker_says_is_the_reason_and_only_what_is_new_is_taken_away(
+    docker: Path, composed: ComposeReplicas
+) -> None:
+    there = {"broken-1": container("broken"), "backup": container("broken", oneoff=True)}
     (docker / "containers").write_text(json.dumps(there))
     with pytest.raises(ScaleError, match="broken-2 is unhealthy"):
-        ComposeReplicas().restart("broken")
-    assert json.loads((docker / "containers").read_text()) == there
+        composed.restart("broken")
+    assert containers(docker) == there
     with pytest.raises(ScaleError, match="No container of nothing"):
-        ComposeReplicas().restart("nothing")
+        composed.restart("nothing")
+
+
+def test_whoever_breaks_a_restart_off_leaves_nothing_new_behind(
+    docker: Path, composed: ComposeReplicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = containers(docker)
+    started = ComposeReplicas._up
+
+    def broken_off(replicas: ComposeReplicas, service: str, count: int) -> None:
+        started(replicas, service, count)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ComposeReplicas, "_up", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        composed.restart("fast")
+    assert containers(docker) == before
+
+
+@pytest.mark.parametrize("change", ["restart", "scale"])
+def test_other_files_than_the_replicas_were_made_by_are_refused(
+    docker: Path, composed: ComposeReplicas, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    two = "/a/docker-compose.yml,/a/docker-compose.qreader.yml"
+    there = {"fast-1": container("fast", files=two)}
+    (docker / "containers").write_text(json.dumps(there))
+    with pytest.raises(ScaleError, match=r"docker-compose.yml:docker-compose.qreader.yml.*COMPOSE_FILE"):
+        composed.restart("fast") if change == "restart" else composed.scale("fast", 2)
+    assert containers(docker) == there
+    monkeypatch.setenv("FILES", two.replace("/a/", "/moved/"))
+    composed.restart("fast")
+    assert "fast-1" not in containers(docker)
+
+
+def test_a_device_in_a_container_is_replaced_in_its_place(docker: Path, composed: ComposeReplicas) -> None:
+    add(docker, "device-1", container("device"))
+    composed.restart("device")
+    assert "device-1" not in containers(docker)
+    assert composed.replicas()["device"] == 1
+    with pytest.raises(ScaleError, match="one device"):
+        composed.scale("device", 2)
+
+
+def test_servers_are_neither_scaled_nor_replaced(docker: Path, composed: ComposeReplicas) -> None:
+    before = containers(docker)
+    with pytest.raises(ScaleError, match="no service 'kafka'"):
+        composed.scale("kafka", 2)
+    with pytest.raises(ScaleError, match="no service 'kafka'"):
+        composed.restart("kafka")
+    assert containers(docker) == before
+
+
+def test_a_classifier_that_another_file_adds_is_scaled(docker: Path, composed: ComposeReplicas) -> None:
+    add(docker, "night-1", container("classifier-night"))
+    composed.scale("classifier-night", 2)
+    assert composed.replicas()["classifier-night"] == 2
 
 
 def test_no_docker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
