@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import IO, Any, Final, cast
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from psycopg import sql
 
 from visionmesh import images
@@ -44,9 +44,7 @@ from visionmesh.deletion import IMAGE_TABLES, Eraser, PostgresDeletions
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.kafka import (
     KafkaPublisher,
-    Message,
     Record,
-    client_config,
     headers_of,
     partition_offsets,
     unavailable,
@@ -54,8 +52,8 @@ from visionmesh.kafka import (
 from visionmesh.object_store import Listed, ObjectStore, S3ObjectStore
 from visionmesh.reconcile import Reconciliation
 from visionmesh.settings import Settings, get_settings
-from visionmesh.topics import readers
-from visionmesh.worker.dead_letters import REPLAY_GROUP
+from visionmesh.topics import dead_letter_topics, readers
+from visionmesh.worker.dead_letters import REPLAY_GROUP, read_partition, reader_config
 
 FORMAT: Final = 1
 
@@ -68,7 +66,6 @@ _BLOCK_BYTES: Final = 1024 * 1024
 _SNIFF_BYTES: Final = 64
 _RECORDS_AT_ONCE: Final = 500
 _IMAGES_AT_ONCE: Final = 1000
-_READ_SECONDS: Final = 30.0
 
 # Pictures are cheap to compress badly and dear to compress well; tables shrink to a fifth by the cheapest.
 _GZIP_LEVEL: Final = 1
@@ -228,49 +225,34 @@ def _unfinished_records(settings: Settings) -> Iterator[Record]:
     groups: dict[str, list[str]] = {}
     for topic, group in readers(settings.extra_classifiers):
         groups.setdefault(topic.name, []).append(group)
-        groups.setdefault(topic.dead_letters(group), []).append(REPLAY_GROUP)
-    consumer = Consumer(
-        client_config(settings)
-        | {"group.id": "mesh-backup", "enable.auto.commit": False, "enable.partition.eof": True}
-    )
-    try:
+    letters = dead_letter_topics(settings.extra_classifiers)
+    # Before the topics they came from are read: one that is sent home meanwhile is in both, and not in none.
+    waiting = {name: _unfinished(settings, name, [REPLAY_GROUP]) for name in letters}
+    with closing(Consumer(reader_config(settings, "mesh-backup"))) as consumer:
         for name, reading in groups.items():
-            for partition, begin, end in _unfinished(settings, name, reading):
-                yield from _read_partition(consumer, TopicPartition(name, partition, begin), end)
-    finally:
-        consumer.close()
+            for partition, (begin, end) in _unfinished(settings, name, reading).items():
+                yield from _read(consumer, TopicPartition(name, partition, begin), end)
+        for name, begun in waiting.items():
+            # To the end of now, where what was given up meanwhile is.
+            for partition, now in _unfinished(settings, name, [REPLAY_GROUP]).items():
+                begin, _ = begun.get(partition, now)
+                yield from _read(consumer, TopicPartition(name, partition, begin), now[1])
 
 
-def _unfinished(settings: Settings, topic: str, groups: Iterable[str]) -> Iterator[tuple[int, int, int]]:
-    """Partitions with something to do, from the first offset that some group has not finished to the end."""
-    begin: dict[int, int] = {}
-    end: dict[int, int] = {}
+def _unfinished(settings: Settings, topic: str, groups: Iterable[str]) -> dict[int, tuple[int, int]]:
+    """For each partition, the first offset that some group has not finished, and the end."""
+    found: dict[int, tuple[int, int]] = {}
     for group in groups:
         for each in partition_offsets(settings, topic, group):
             first = max(each.low, each.committed or 0)
-            begin[each.partition] = min(first, begin.get(each.partition, first))
-            end[each.partition] = max(each.high, end.get(each.partition, 0))
-    for partition, first in begin.items():
-        if first < end[partition]:
-            yield partition, first, end[partition]
+            begin, end = found.get(each.partition, (first, 0))
+            found[each.partition] = (min(first, begin), max(each.high, end))
+    return found
 
 
-def _read_partition(consumer: Consumer, begin: TopicPartition, end: int) -> Iterator[Record]:
-    consumer.assign([begin])
-    while True:
-        message = cast(Message | None, consumer.poll(_READ_SECONDS))
-        if message is None:
-            raise Unavailable("kafka", f"no answer while reading {begin.topic}")
-        error = message.error()
-        if error is not None:
-            if error.code() == KafkaError._PARTITION_EOF:
-                return
-            raise unavailable(error)
-        if message.offset() >= end:
-            return
+def _read(consumer: Consumer, begin: TopicPartition, end: int) -> Iterator[Record]:
+    for message in read_partition(consumer, begin, end):
         yield Record(begin.topic, message.key(), message.value(), tuple(headers_of(message)))
-        if message.offset() == end - 1:
-            return
 
 
 def _write_records(path: Path, records: Iterable[Record]) -> int:

@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,7 @@ from visionmesh.sensors import SensorReadingRow
 from visionmesh.settings import Settings
 from visionmesh.stack import Stack
 from visionmesh.topics import FEATURES, IMAGES, dead_letter_topics, readers
+from visionmesh.worker import dead_letters
 
 WORKERS = ("classifier-accurate", "classifier-balanced", "classifier-fast", "feature-extractor")
 READERS = ("ocr-worker", "qr-decoder")
@@ -328,7 +330,7 @@ def consumed(settings: Settings, topic: str, group: str) -> dict[bytes | None, R
                 continue
             begin = max(each.low, each.committed or 0)
             place = TopicPartition(topic, each.partition, begin)
-            for record in backups._read_partition(consumer, place, each.high):
+            for record in backups._read(consumer, place, each.high):
                 found[record.key] = record
     finally:
         consumer.close()
@@ -364,6 +366,34 @@ def test_what_no_group_has_finished_and_dead_letters_come_back(settings: Setting
     commit_to_the_end(settings)
     restore(settings, tmp_path / "backup", with_records=False, replace=True)
     assert consumed(settings, IMAGES.name, "qr-decoder") == {}
+
+
+def test_a_letter_that_is_sent_home_during_a_backup_is_in_it(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = dead_letter_topics()[0]
+    origin = (("x-original-topic", IMAGES.name.encode()), ("x-original-offset", b"17"))
+    KafkaPublisher(settings).publish([Record(letters, b"c", b"{}", origin)])
+    looked = backups._unfinished
+
+    def sent_home(settings: Settings, topic: str, groups: list[str]) -> dict[int, tuple[int, int]]:
+        found = looked(settings, topic, groups)
+        if topic == IMAGES.name:
+            assert dead_letters.replay(settings, letters) == 1
+        return found
+
+    monkeypatch.setattr(backups, "_unfinished", sent_home)
+    assert backup(settings, tmp_path / "backup").records == 1
+
+
+def test_a_partition_whose_beginning_retention_took_is_read_from_what_is_there(settings: Settings) -> None:
+    KafkaPublisher(settings).publish([Record(IMAGES.name, b"a", b"{}")])
+    (place,) = (each for each in partition_offsets(settings, IMAGES.name, "qr-decoder") if each.lag)
+    # As retention leaves it: an offset that is none of the log's any more.
+    gone = TopicPartition(IMAGES.name, place.partition, place.high + 1000)
+    with closing(Consumer(dead_letters.reader_config(settings, "anyone"))) as consumer:
+        found = list(dead_letters.read_partition(consumer, gone, place.high + 2000))
+    assert found[-1].key() == b"a"
 
 
 # The command of the containers

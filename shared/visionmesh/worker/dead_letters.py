@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -49,7 +49,7 @@ _OURS: Final = frozenset(
 # The group whose committed offsets say which letters were sent home already.
 REPLAY_GROUP: Final = "mesh-dlq-replay"
 
-_READ_SECONDS: Final = 10.0
+_READ_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +127,7 @@ def is_for(message: Message, worker: str) -> bool:
 
 def read_dead_letters(settings: Settings, topic: str) -> Iterator[DeadLetter]:
     """Every letter of a dead-letter topic, partition by partition, oldest first. Raises `Unavailable`."""
-    consumer = Consumer(
-        client_config(settings)
-        | {
-            "group.id": REPLAY_GROUP,
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "fetch.wait.max.ms": 10,
-        }
-    )
+    consumer = Consumer(reader_config(settings, REPLAY_GROUP))
     try:
         metadata = consumer.list_topics(topic, timeout=_READ_SECONDS).topics[topic]
         if metadata.error is not None:
@@ -144,39 +135,60 @@ def read_dead_letters(settings: Settings, topic: str) -> Iterator[DeadLetter]:
         partitions = [TopicPartition(topic, number) for number in sorted(metadata.partitions)]
         for position in consumer.committed(partitions, timeout=_READ_SECONDS):
             low, high = consumer.get_watermark_offsets(position, timeout=_READ_SECONDS)
-            if high > low:
-                yield from _read_partition(consumer, topic, position, low, high)
+            for message in read_partition(consumer, TopicPartition(topic, position.partition, low), high):
+                yield _letter(message, replayed=message.offset() < position.offset)
     except KafkaException as error:
         raise unavailable(error.args[0]) from error
     finally:
         consumer.close()
 
 
-def _read_partition(
-    consumer: Consumer, topic: str, position: TopicPartition, low: int, high: int
-) -> Iterator[DeadLetter]:
-    consumer.assign([TopicPartition(topic, position.partition, low)])
+def _letter(message: Message, *, replayed: bool) -> DeadLetter:
+    headers = headers_of(message)
+    return DeadLetter(
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        message.key(),
+        message.value(),
+        {name: _text(value) for name, value in headers if name in _OURS},
+        tuple((name, value) for name, value in headers if name not in _OURS),
+        replayed=replayed,
+    )
+
+
+def reader_config(settings: Settings, group: str) -> dict[str, Any]:
+    """Of a consumer for `read_partition`."""
+    return client_config(settings) | {
+        "group.id": group,
+        "enable.auto.commit": False,
+        "enable.partition.eof": True,
+        # Where retention took the first of them since somebody looked. The default would go to the end.
+        "auto.offset.reset": "earliest",
+        "fetch.wait.max.ms": 10,
+    }
+
+
+def read_partition(consumer: Consumer, begin: TopicPartition, end: int) -> Iterator[Message]:
+    """Messages from the offset of `begin`, or the first that is still there, to before `end`. Raises
+    `Unavailable`.
+    """
+    if begin.offset >= end:
+        return
+    consumer.assign([begin])
     while True:
         message = cast(Message | None, consumer.poll(_READ_SECONDS))
         if message is None:
-            raise Unavailable("kafka", f"no answer while reading {topic}")
+            raise Unavailable("kafka", f"no answer while reading {begin.topic}")
         error = message.error()
         if error is not None:
             if error.code() == KafkaError._PARTITION_EOF:
                 return
             raise unavailable(error)
-        headers = headers_of(message)
-        yield DeadLetter(
-            topic,
-            message.partition(),
-            message.offset(),
-            message.key(),
-            message.value(),
-            {name: _text(value) for name, value in headers if name in _OURS},
-            tuple((name, value) for name, value in headers if name not in _OURS),
-            replayed=message.offset() < position.offset,
-        )
-        if message.offset() >= high - 1:
+        if message.offset() >= end:
+            return
+        yield message
+        if message.offset() == end - 1:
             return
 
 
