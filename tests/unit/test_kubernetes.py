@@ -182,9 +182,9 @@ def test_services_lead_to_the_pods_of_their_name_on_the_ports_of_the_first_desig
 def test_the_job_does_what_the_one_shots_of_compose_do() -> None:
     spec = of_kind("Job")["prepare"]["spec"]["template"]["spec"]
     done = [" ".join(one["command"]) for one in (*spec["initContainers"], *spec["containers"])]
-    asked = " ".join(" ".join(COMPOSE[name]["command"]) for name in ("migrate", "topics"))
-    wanted = re.findall(r"python -m (visionmesh\.\w+ [\w-]+)", asked)
-    assert len(wanted) >= 4
+    asked = " ".join(" ".join(COMPOSE[name]["command"]) for name in ("migrate", "topics", "reader-role"))
+    wanted = re.findall(r"python -m (visionmesh\.\w+(?: [\w-]+)?)", asked)
+    assert len(wanted) >= 5
     for command in wanted:
         # Accounts of an object store are made by whoever runs that one: it may be any.
         if command != "visionmesh.accounts s3":
@@ -231,6 +231,14 @@ def test_who_needs_the_cache_may_reach_it_and_nobody_else() -> None:
     (source,) = policies["redis"]["spec"]["ingress"][0]["from"]
     (let_in,) = source["podSelector"]["matchExpressions"]
     assert set(out["values"]) == set(let_in["values"]) == wanted
+
+
+def test_who_watches_gets_to_what_boards_ask() -> None:
+    watching = {"matchLabels": {"visionmesh/monitoring": "true"}}
+    database, *_ = of_kind("NetworkPolicy", SERVERS)["postgres"]["spec"]["ingress"]
+    assert {"namespaceSelector": watching} in database["from"]
+    (spans,) = of_kind("NetworkPolicy")["spans"]["spec"]["egress"]
+    assert spans == {"to": [{"namespaceSelector": watching}], "ports": [{"protocol": "TCP", "port": 4318}]}
 
 
 def test_kafka_is_set_as_in_compose_but_for_the_copies() -> None:
