@@ -138,7 +138,8 @@ def test_what_holds_for_every_service() -> None:
         # A server that is away must not have every replica started anew.
         "liveness": "/health",
     }
-    assert spec["terminationGracePeriodSeconds"] > Settings().worker_shutdown_seconds
+    before = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert spec["terminationGracePeriodSeconds"] >= before + 1.5 * Settings().worker_shutdown_seconds
 
 
 def test_every_group_is_scaled_by_its_lag_up_to_its_partitions() -> None:
