@@ -1,10 +1,11 @@
 """`poison`: what messages that can never work cost their neighbours, and whether a replay brings them home.
 
 The whole mesh, one replica of each service; no edge device. Pictures come in at a steady rate, well below
-what the mesh can do, through `POST /upload`. In every second round one message in a hundred is published
-beside them that cannot be worked on, of each kind in turn. Clean and poisoned rounds follow one another as
-A B B A. A neighbour's time runs from the start of its upload to when its last prediction (or its QR
-result) was written, by Postgres's clock, which is that of this machine.
+what the mesh can do, through `POST /upload`. The stream goes on without a break and is counted in blocks of
+100 messages, clean and poisoned as A B B A: in a poisoned one, one message is published beside the others
+that cannot be worked on, of each kind in turn. So what the machine does in a minute it does to both. A
+neighbour's time runs from the start of its upload to when its last prediction (or its QR result) was
+written, by Postgres's clock, which is that of this machine.
 
 Afterwards: every group has one dead letter for each poisoned message that is its business and none besides;
 what can be put right in the object store is, `mesh dlq replay` is run, and every picture has its results.
@@ -58,8 +59,9 @@ HOME_SECONDS = 300.0
 _CLIENTS = 8
 # The server gives up a connection that nobody used for 5 s.
 _IDLE_SECONDS = 2.0
-_ONE_IN = 100
-_WARM_SECONDS = 5.0
+# Of which one is poison, where any is.
+_BLOCK = 100
+_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,11 @@ class Kind:
 KINDS = (
     Kind("object missing", "object_not_found"),
     Kind("JPEG cut off", "truncated_image"),
-    Kind("PNG with a wrong byte", "corrupt_image"),
+    Kind("PNG, a wrong byte", "corrupt_image"),
     Kind("decompression bomb", "too_many_pixels"),
     Kind("not JSON", "invalid_message", IMAGES.consumers, mendable=False),
     Kind("path with ..", "bad_path", mendable=False),
-    Kind("digest of another picture", None, mendable=False),
+    Kind("digest of another", None, mendable=False),
 )
 
 
@@ -113,7 +115,7 @@ def spoilt(kind: Kind, bombs: bytes) -> bytes | None:
         return None
     if kind.name == "JPEG cut off":
         return good[: len(good) // 2]
-    if kind.name == "PNG with a wrong byte":
+    if kind.name == "PNG, a wrong byte":
         png = bytearray((ROOT / "samples" / "qr.png").read_bytes())
         png[20] ^= 0xFF
         return bytes(png)
@@ -203,23 +205,32 @@ def whole_mesh(kind: StackKind) -> Iterator[Ground]:
                 keeper.join()
 
 
-@dataclass(frozen=True)
-class Times:
-    """Of the neighbours in one round: milliseconds to the third prediction, and to the QR result."""
+@dataclass
+class Block:
+    """100 messages. Of the neighbours: milliseconds to the third prediction, and to the QR result.
 
+    poison: the kind of its one poisoned message, None in a clean block. behind: of `labels` and `codes`, the
+    slowest neighbour that was sent within a second from the poison on; 0 for a clean block.
+    """
+
+    poison: Kind | None
     labels: list[float]
     codes: list[float]
+    behind: dict[str, float]
+
+    def of(self, name: str) -> list[float]:
+        found: list[float] = getattr(self, name)
+        return found
 
 
 class Load:
-    """Rounds of one stream, and the poison that was put into it."""
+    """Streams of messages, and the poison that was put into them."""
 
-    def __init__(self, ground: Ground, rate: float, seconds: float, seed: int) -> None:
+    def __init__(self, ground: Ground, rate: float, seed: int) -> None:
         self._ground = ground
         self._rate = rate
-        self._seconds = seconds
         self._random = random.Random(seed)
-        self._rounds = 0
+        self._streams = 0
         self._local = threading.local()
         self._store = S3ObjectStore.from_settings(ground.settings)
         bootstrap = ground.settings.kafka_bootstrap
@@ -229,68 +240,79 @@ class Load:
         self._photographs = [photograph(number) for number in range(64)]
         self.poison: dict[str, Kind] = {}
 
-    def round(self, *, poisoned: bool, seconds: float | None = None) -> Times:
-        """Sends its messages, each when it is due, and waits until all neighbours are home."""
-        self._rounds += 1
-        count = int(self._rate * (seconds or self._seconds))
-        slots = dict(self._prepare(count)) if poisoned else {}
-        sent: dict[str, float] = {}
+    def stream(self, poisoned: Sequence[bool]) -> list[Block]:
+        """Sends a block for each of `poisoned`, every message when it is due, and waits until all neighbours
+        are home.
+        """
+        self._streams += 1
+        slots = dict(self._prepare(poisoned))
+        sent: dict[int, float] = {}
         began = time.time()
         with ThreadPoolExecutor(_CLIENTS) as clients:
             waiting = []
-            for number in range(count):
+            for number in range(_BLOCK * len(poisoned)):
                 time.sleep(max(0.0, began + number / self._rate - time.time()))
+                sent[number] = time.time()
                 if number in slots:
                     image_id = slots[number]
                     value = message(self.poison[image_id], image_id)
                     self._producer.produce(IMAGES.name, value, image_id)
                     self._producer.poll(0)
                 else:
-                    image_id = f"good-{self._rounds}-{number}"
-                    sent[image_id] = time.time()
-                    waiting.append(clients.submit(self._upload, number, image_id))
+                    waiting.append(clients.submit(self._upload, number))
             for upload in waiting:
                 upload.result()
         assert self._producer.flush(30) == 0
-        return self._times(sent)
+        wait_home(self._ground, f"good-{self._streams}-%", len(waiting))
+        return self._blocks(len(poisoned), sent, slots)
 
-    def _prepare(self, count: int) -> Iterator[tuple[int, str]]:
-        """Where in the round its poison comes, and under which ids."""
-        for block in range(0, count - _ONE_IN + 1, _ONE_IN):
+    def _prepare(self, poisoned: Sequence[bool]) -> Iterator[tuple[int, str]]:
+        """Where in the stream its poison comes, and under which ids."""
+        for block in (number for number, chosen in enumerate(poisoned) if chosen):
             kind = KINDS[len(self.poison) % len(KINDS)]
-            image_id = f"poison-{self._rounds}-{block}"
+            image_id = f"poison-{self._streams}-{block}"
             self.poison[image_id] = kind
             data = spoilt(kind, self._bomb)
             if data is not None:
                 self.put(image_id, data)
-            yield block + self._random.randrange(_ONE_IN), image_id
+            # Not so late that its neighbours are those of the next block.
+            yield block * _BLOCK + self._random.randrange(_BLOCK // 2), image_id
+
+    def close(self) -> None:
+        """Before the servers are, of whose end the client would go on speaking."""
+        del self._producer
 
     def put(self, image_id: str, data: bytes) -> None:
         self._store.put(f"raw-images/poison/{image_id}.jpg", [data], media_type="image/jpeg")
 
-    def _upload(self, number: int, image_id: str) -> None:
+    def _upload(self, number: int) -> None:
         if not hasattr(self._local, "client"):
             self._local.client = Client(self._ground.url)
+        image_id = f"good-{self._streams}-{number}"
         data = unlike_any(self._photographs[number % len(self._photographs)])
         status, code = self._local.client.upload(data, image_id, TASKS)
         assert status == 202, f"{image_id}: {status} {code}"
 
-    def _times(self, sent: Mapping[str, float]) -> Times:
-        wait_home(self._ground, f"good-{self._rounds}-%", len(sent))
-        labels = self._ground.query(
-            "SELECT image_id, extract(epoch FROM max(created_at))::float8 FROM predictions "
+    def _blocks(self, count: int, sent: Mapping[int, float], slots: Mapping[int, str]) -> list[Block]:
+        kinds = {number // _BLOCK: self.poison[image_id] for number, image_id in slots.items()}
+        times = {number // _BLOCK: sent[number] for number in slots}
+        blocks = [Block(kinds.get(number), [], [], {"labels": 0.0, "codes": 0.0}) for number in range(count)]
+        statements = {
+            "labels": "SELECT image_id, extract(epoch FROM max(created_at))::float8 FROM predictions "
             "WHERE image_id LIKE %s GROUP BY image_id",
-            f"good-{self._rounds}-%",
-        )
-        codes = self._ground.query(
-            "SELECT image_id, extract(epoch FROM finished_at)::float8 FROM task_outcomes "
+            "codes": "SELECT image_id, extract(epoch FROM finished_at)::float8 FROM task_outcomes "
             "WHERE image_id LIKE %s AND worker = 'qr-decoder'",
-            f"good-{self._rounds}-%",
-        )
-        return Times(
-            [(at - sent[image_id]) * 1000 for image_id, at in labels],
-            [(at - sent[image_id]) * 1000 for image_id, at in codes],
-        )
+        }
+        for name, statement in statements.items():
+            for image_id, at in self._ground.query(statement, f"good-{self._streams}-%"):
+                number = int(image_id.rpartition("-")[2])
+                index = number // _BLOCK
+                taken = (at - sent[number]) * 1000
+                blocks[index].of(name).append(taken)
+                # One that was sent shortly before may be in the same batch.
+                if index in times and -0.1 < sent[number] - times[index] < 1:
+                    blocks[index].behind[name] = max(blocks[index].behind[name], taken)
+        return blocks
 
 
 def home(ground: Ground, like: str) -> int:
@@ -313,43 +335,72 @@ def wait_home(ground: Ground, like: str, count: int) -> None:
         time.sleep(0.25)
 
 
-def measure(load: Load, pairs: int) -> None:
-    """Prints the neighbours' times of both kinds of rounds, and their ratios pair by pair."""
-    clean: list[Times] = []
-    poisoned: list[Times] = []
-    for pair in range(pairs):
-        for with_poison in (False, True) if pair % 2 == 0 else (True, False):
-            (poisoned if with_poison else clean).append(load.round(poisoned=with_poison))
-        for name in ("labels", "codes"):
-            print(
-                f"  pair {pair + 1}: {name}, p99 {_p99(clean[-1], name):.0f} ms clean, "
-                f"{_p99(poisoned[-1], name):.0f} ms poisoned",
-                flush=True,
-            )
+def measure(load: Load, pairs: int, rounds: int) -> None:
+    """Prints the neighbours' times of both kinds of blocks, and the ratios of their p99."""
+    order = [poisoned for pair in range(pairs) for poisoned in ((False, True), (True, False))[pair % 2]]
+    blocks = load.stream(order)
+    clean = [block for block in blocks if block.poison is None]
+    poisoned = [block for block in blocks if block.poison is not None]
     for name in ("labels", "codes"):
-        for kind, rounds in (("clean", clean), ("poisoned", poisoned)):
+        for kind, some in (("clean", clean), ("poisoned", poisoned)):
             for share in (0.5, 0.99):
-                values = [percentile(getattr(each, name), share) for each in rounds]
+                values = [percentile(_together(each, name), share) for each in _shared_out(some, rounds)]
                 figure(f"poison: upload to {name}, {kind}, p{share * 100:.0f}", values, "ms")
         ratio(
             f"poison: {name}, p99 poisoned / clean",
-            [_p99(each, name) for each in poisoned],
-            [_p99(each, name) for each in clean],
+            [_p99(some, name) for some in _shared_out(poisoned, rounds)],
+            [_p99(some, name) for some in _shared_out(clean, rounds)],
             "<= 1.2",
         )
-        together = [
-            percentile([value for each in rounds for value in getattr(each, name)], 0.99)
-            for rounds in (poisoned, clean)
-        ]
-        figure(f"poison: {name}, the same of all rounds together", [together[0] / together[1]], "x")
-        if pairs > 1:
-            # What the machine does to two rounds that are alike.
-            same = [_p99(b, name) / _p99(a, name) for a, b in pairwise(clean)]
-            figure(f"poison: {name}, p99 clean / the clean before", same, "x")
+        tell_spread(name, clean, poisoned)
+        for kind_ in KINDS:
+            behind = [block.behind[name] for block in poisoned if block.poison is kind_]
+            if behind:
+                figure(f"poison: {name}, slowest with {kind_.name}", behind, "ms")
 
 
-def _p99(times: Times, name: str) -> float:
-    return percentile(getattr(times, name), 0.99)
+def tell_spread(name: str, clean: Sequence[Block], poisoned: Sequence[Block]) -> None:
+    """Prints the ratio of all blocks with its bootstrap interval, and what chance makes of clean ones alone.
+
+    Pairs of neighbouring blocks are drawn again, with replacement (Efron, 1979); the clean blocks are parted
+    in two at random.
+    """
+    chance = random.Random(1)
+    pairs = list(zip(clean, poisoned, strict=True))
+    ratios, alike = [], []
+    for _ in range(_DRAWS):
+        drawn = chance.choices(pairs, k=len(pairs))
+        ratios.append(_p99([pair[1] for pair in drawn], name) / _p99([pair[0] for pair in drawn], name))
+        mixed = chance.sample(clean, len(clean))
+        half = len(mixed) // 2
+        if half:
+            alike.append(_p99(mixed[:half], name) / _p99(mixed[half:], name))
+    found = _p99(poisoned, name) / _p99(clean, name)
+    print(
+        f"poison: {name}, all {len(pairs)} pairs: {found:.3f} x; 90 % of draws lie between "
+        f"{percentile(ratios, 0.05):.3f} and {percentile(ratios, 0.95):.3f}"
+    )
+    if alike:
+        print(
+            f"poison: {name}, halves of the clean blocks: 90 % lie between {percentile(alike, 0.05):.3f} and "
+            f"{percentile(alike, 0.95):.3f}",
+            flush=True,
+        )
+
+
+def _shared_out(blocks: Sequence[Block], rounds: int) -> list[Sequence[Block]]:
+    """As many consecutive parts as there are rounds, of which none is empty."""
+    rounds = min(rounds, len(blocks))
+    ends = [len(blocks) * number // rounds for number in range(rounds + 1)]
+    return [blocks[begin:end] for begin, end in pairwise(ends)]
+
+
+def _together(blocks: Sequence[Block], name: str) -> list[float]:
+    return [taken for block in blocks for taken in block.of(name)]
+
+
+def _p99(blocks: Sequence[Block], name: str) -> float:
+    return percentile(_together(blocks, name), 0.99)
 
 
 def letters(ground: Ground, group: str) -> list[DeadLetter]:
@@ -376,7 +427,7 @@ def check_letters(ground: Ground, poison: Mapping[str, Kind]) -> bool:
             print(f"  {name}: {'missing' if name in expected else 'not expected'}")
     borne = [image_id for image_id, kind in poison.items() if kind.code is None]
     served = sum(home(ground, image_id) for image_id in borne)
-    print(f"poison: digest of another picture: {served} of {len(borne)} have their results", flush=True)
+    print(f"poison: digest of another: {served} of {len(borne)} have their results", flush=True)
     return well and served == len(borne)
 
 
@@ -423,18 +474,19 @@ def replay(ground: Ground, load: Load) -> bool:
 
 def main(arguments: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(prog="mesh bench poison", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=5, help="of a clean and a poisoned round")
-    parser.add_argument("--seconds", type=float, default=30, help="of one round")
-    parser.add_argument("--rate", type=float, default=25, help="messages a second")
+    parser.add_argument("--pairs", type=int, default=35, help="of a clean and a poisoned block")
+    parser.add_argument("--rounds", type=int, default=5, help="that the pairs are shared out to, for spread")
+    parser.add_argument("--rate", type=float, default=20, help="messages a second")
     parser.add_argument("--stack", choices=("native", "embedded"), default="native")
     parser.add_argument("--seed", type=int, default=1, help="of the places of the poison")
     options = parser.parse_args(arguments)
     with whole_mesh(options.stack) as ground:
-        load = Load(ground, options.rate, options.seconds, options.seed)
-        load.round(poisoned=False, seconds=_WARM_SECONDS)
-        measure(load, options.pairs)
+        load = Load(ground, options.rate, options.seed)
+        load.stream([False])
+        measure(load, options.pairs, options.rounds)
         as_expected = check_letters(ground, load.poison)
         came_home = replay(ground, load)
+        load.close()
     return 0 if as_expected and came_home else 1
 
 
