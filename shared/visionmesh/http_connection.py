@@ -7,7 +7,11 @@ routes, a connection to the object store; a few hundred of them would be all the
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import struct
+import termios
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -22,10 +26,10 @@ HEAD_SECONDS: Final = 10.0
 # A body may pause, and be as slow as the worst of mobile networks. Above what a route itself waits for the
 # next piece, so that it can say so in its own words.
 BODY_SECONDS: Final = 40.0
-BODY_BYTES_PER_SECOND: Final = 8 * 1024
-
-# Whoever takes nothing of an answer for so long is gone. The buffers between hold some hundred kilobytes.
+# And so may a client take an answer. Whoever takes nothing of it for so long is gone.
 UNREAD_SECONDS: Final = 60.0
+
+BYTES_PER_SECOND: Final = 8 * 1024
 
 # How often connections are looked at.
 LOOK_SECONDS: Final = 2.0
@@ -49,7 +53,9 @@ class BoundedConnection(HttpToolsProtocol):
     _missing: str | None = "head"
     _waited = 0.0
     _body_bytes = 0
+    # How long an answer waits for the client to take it, and what of it waited at first.
     _unread = 0.0
+    _untaken: int | None = None
     _look_again: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -71,6 +77,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         self._unread = 0.0
+        self._untaken = None
         super().resume_writing()
 
     def on_message_begin(self) -> None:
@@ -130,12 +137,16 @@ class BoundedConnection(HttpToolsProtocol):
     def _look(self) -> None:
         transport: Any = self.transport
         # A WebSocket has a protocol of its own from its head on.
-        if transport.is_closing() or transport.get_protocol() is not self:
+        if transport.get_protocol() is not self:
             return
         self._look_again = self.loop.call_later(LOOK_SECONDS, self._look)
-        if self.flow.write_paused:
+        # What is closed stays until the client has taken the last answer.
+        if self.flow.write_paused or transport.is_closing():
+            left = _untaken_bytes(transport)
+            if self._untaken is None:
+                self._untaken = left
             self._unread += LOOK_SECONDS
-            if self._unread > UNREAD_SECONDS:
+            if self._unread > UNREAD_SECONDS + (self._untaken - left) / BYTES_PER_SECOND:
                 # Closing would wait until the client has taken the rest.
                 transport.abort()
         elif self._missing is not None and not self.flow.read_paused:
@@ -146,7 +157,7 @@ class BoundedConnection(HttpToolsProtocol):
     def _patience(self) -> float:
         if self._missing == "head":
             return HEAD_SECONDS
-        return BODY_SECONDS + self._body_bytes / BODY_BYTES_PER_SECOND
+        return BODY_SECONDS + self._body_bytes / BYTES_PER_SECOND
 
     def _give_up(self) -> None:
         answered = self._missing == "body" and self.cycle is not None and self.cycle.response_started
@@ -155,3 +166,12 @@ class BoundedConnection(HttpToolsProtocol):
             return
         self._status = HTTPStatus.REQUEST_TIMEOUT
         self.send_400_response(f"The {self._missing} of the request came too slowly.")
+
+
+def _untaken_bytes(transport: Any) -> int:
+    """What the client has not acknowledged: in the transport, and in the kernel, which holds megabytes."""
+    sent = bytes(4)
+    # Elsewhere than on Linux only the transport tells.
+    with suppress(OSError):
+        sent = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, sent)
+    return int(transport.get_write_buffer_size()) + int(struct.unpack("i", sent)[0])

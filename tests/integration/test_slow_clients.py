@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from threading import Thread
-from typing import Any
 
 import pytest
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from visionmesh import http_connection
 from visionmesh.http import create_app
@@ -20,6 +21,8 @@ from visionmesh.http_connection import BoundedConnection
 from waiting import eventually
 
 PATIENCE = 0.4
+# More than the buffers between hold.
+LARGE = 8_000_000
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +30,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "LOOK_SECONDS", 0.02)
     for name in ("HEAD_SECONDS", "BODY_SECONDS", "UNREAD_SECONDS"):
         monkeypatch.setattr(http_connection, name, PATIENCE)
-    monkeypatch.setattr(http_connection, "BODY_BYTES_PER_SECOND", 100_000)
+    monkeypatch.setattr(http_connection, "BYTES_PER_SECOND", 100_000)
 
 
 @pytest.fixture
@@ -71,6 +74,10 @@ def port(ended: list[str]) -> Iterator[int]:
                 ended.append("endless")
 
         return StreamingResponse(pieces())
+
+    @app.get("/large")
+    async def large() -> Response:
+        return Response(bytes(LARGE))
 
     with serving(app) as number:
         yield number
@@ -195,6 +202,37 @@ def test_who_takes_it_slowly_is_not(port: int, ended: list[str]) -> None:
         assert not ended
 
 
-def pause(seconds: float) -> Any:
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+def test_who_takes_little_at_a_time_gets_all_of_it(port: int, connection: str) -> None:
+    """As the service writes it at once, it does not hear of what is taken until nearly all is."""
+    taken = 0
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        client.settimeout(20)
+        client.connect(("127.0.0.1", port))
+        client.sendall(f"GET /large HTTP/1.1\r\nHost: mesh\r\nConnection: {connection}\r\n\r\n".encode())
+        while taken < LARGE:
+            piece = client.recv(65536)
+            assert piece, f"cut off after {taken} bytes"
+            taken += len(piece)
+            pause(PATIENCE / 40)
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+def test_who_takes_nothing_of_one_answer(port: int, connection: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[BoundedConnection] = []
+    really = HttpToolsProtocol.connection_lost
+
+    def connection_lost(self: BoundedConnection, error: Exception | None) -> None:
+        lost.append(self)
+        really(self, error)
+
+    monkeypatch.setattr(HttpToolsProtocol, "connection_lost", connection_lost)
+    with connect(port) as client:
+        client.sendall(f"GET /large HTTP/1.1\r\nHost: mesh\r\nConnection: {connection}\r\n\r\n".encode())
+        eventually(lambda: bool(lost), "the end of the connection", seconds=60)
+
+
+def pause(seconds: float) -> None:
     """A client's own slowness, which is what is tried here."""
-    return asyncio.run(asyncio.sleep(seconds))
+    time.sleep(seconds)
