@@ -6,7 +6,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
@@ -14,6 +15,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from prometheus_client import REGISTRY
 
+import waiting
 from visionmesh.errors import Unavailable
 from visionmesh.group_lag import GroupLag, GroupLags, LagExporter
 from visionmesh.kafka import client_config
@@ -24,12 +26,7 @@ DEADLINE = 30.0
 # A broker takes no message that is from the future.
 NOW = time.time()
 
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
-        time.sleep(0.02)
+eventually = partial(waiting.eventually, seconds=DEADLINE)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import yaml
 
 from boards.__main__ import BOARDS
 from boards.panels import FOLDER, rendered
-from promql import metrics_in
+from promql import asked, metrics_in
 from visionmesh.observability import metrics, reference
 
 ROOT: Final = Path(__file__).parents[2]
@@ -97,6 +97,20 @@ def test_every_gauge_is_on_a_panel() -> None:
 def test_counters_are_shown_by_what_they_gain(expression: str) -> None:
     for function in re.findall(r"(\w*)\(mesh_\w+_(?:total|bucket|sum|count)\b", expression):
         assert function in ("rate", "increase", "last_over_time")
+
+
+@every_panel
+def test_only_a_number_shows_0_where_there_is_nothing(panel: dict[str, Any]) -> None:
+    for target in panel["targets"]:
+        if "vector(0)" in target.get("expr", ""):
+            assert panel["type"] == "stat", "a line without a name beside those that have one"
+            assert target["expr"].endswith(" or vector(0)")
+
+
+def test_what_a_number_counts_is_asked_for_whether_or_not_there_is_any() -> None:
+    assert asked("count(up == 0) or vector(0)") == "count(up)"
+    assert asked("count(time() - max(t) > 120) or vector(0)") == "count(time() - max(t))"
+    assert asked("sum (rate(a_total[$__rate_interval]))") == "sum (rate(a_total[10m]))"
 
 
 @every_board

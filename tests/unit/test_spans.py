@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
+import waiting
 from edge_publisher.publisher import KafkaSink
 from edge_publisher.queue import Stored
 from visionmesh.contracts import ImageFeatures, ImageUploaded
@@ -36,12 +37,7 @@ DEADLINE = 20.0
 SAMPLED = Trace.new(sampled=True)
 NOT_SAMPLED = Trace.new(sampled=False)
 
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
-        time.sleep(0.01)
+eventually = partial(waiting.eventually, seconds=DEADLINE)
 
 
 @pytest.fixture

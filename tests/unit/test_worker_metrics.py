@@ -7,10 +7,12 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import msgspec
 from prometheus_client import REGISTRY
 
+import waiting
 from sensor_sink.step import make_step
 from visionmesh.contracts import ImageFeatures, ImageUploaded, SensorReading
 from visionmesh.errors import Rejected
@@ -23,12 +25,7 @@ from visionmesh.worker.step import Done, Outgoing, Skipped, Verdict
 
 DEADLINE = 20.0
 
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
-        time.sleep(0.01)
+eventually = partial(waiting.eventually, seconds=DEADLINE)
 
 
 def sample(name: str, **labels: str) -> float:

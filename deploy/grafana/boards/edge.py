@@ -36,7 +36,8 @@ def _readings() -> list[Panel]:
             "Silent",
             "Sensors whose newest reading is more than two minutes old.",
             "short",
-            f"count({since} > 120) or vector(0)",
+            f"count({since} > 120)",
+            counts=True,
             bad_from=1,
         ),
         number(
@@ -58,6 +59,7 @@ def _readings() -> list[Panel]:
             "Readings that an edge-publisher had to drop within the last hour.",
             "short",
             gained("mesh_edge_readings_dropped_total"),
+            counts=True,
             bad_from=1,
         ),
         number(
@@ -65,6 +67,7 @@ def _readings() -> list[Panel]:
             "Days of readings that were dropped within the last hour, their retention over.",
             "short",
             gained("mesh_sensor_partitions_dropped_total"),
+            counts=True,
         ),
         graph(
             "Measured",

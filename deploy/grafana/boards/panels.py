@@ -25,6 +25,9 @@ ROWS: Final = common.DataSourceRef(type_val="grafana-postgresql-datasource", uid
 
 WIDTH: Final = 24
 
+# For a single number alone: beside lines that have names it is one more, which has none.
+ZERO: Final = " or vector(0)"
+
 # Longer than any panel's own: what happens seldom is looked at by the hour.
 _LINKS: Final = {
     "visionmesh-overview": "Overview",
@@ -57,7 +60,7 @@ def gained(metric: str, matchers: str = "", *, by: str = "") -> str:
     selected = f"{metric}{_braces(matchers)}"
     return (
         f"sum {_by(by)}((last_over_time({selected}[1h]) unless max_over_time({selected}[1h] offset 1h)) "
-        f"or increase({selected}[1h])) or vector(0)"
+        f"or increase({selected}[1h]))"
     )
 
 
@@ -93,8 +96,9 @@ def number(
     width: int = 4,
     bad_from: float | None = None,
     decimals: int | None = None,
+    counts: bool = False,
 ) -> Panel:
-    """One number of this moment; red from `bad_from` on."""
+    """One number of this moment; red from `bad_from` on. counts: 0 where there is nothing of it."""
     panel = (
         stat.Panel()
         .title(title)
@@ -103,7 +107,7 @@ def number(
         .unit(unit)
         .height(4)
         .span(width)
-        .with_target(_target("A", Query(expression, title.lower())).instant())
+        .with_target(_target("A", Query(f"{expression}{ZERO if counts else ''}", title.lower())).instant())
         .reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]))
         .graph_mode(common.BigValueGraphMode.NONE)
         .color_mode(common.BigValueColorMode.VALUE)

@@ -134,7 +134,7 @@ def _failures() -> list[Panel]:
             "Waits for a server that was away, by server.",
             "ops",
             Query(
-                f"{rate('mesh_retries_total', _CHOSEN, by='worker, server')} or vector(0)",
+                rate("mesh_retries_total", _CHOSEN, by="worker, server"),
                 "{{worker}} {{server}}",
             ),
         ),
@@ -203,7 +203,7 @@ def _replicas() -> list[Panel]:
             "percentunit",
             Query(
                 f"max by (job, instance) (mesh_memory_used_bytes{{{_JOBS}}}"
-                f" / mesh_memory_limit_bytes{{{_JOBS}}}) or vector(0)",
+                f" / mesh_memory_limit_bytes{{{_JOBS}}})",
                 "{{job}} {{instance}}",
             ),
             width=12,
