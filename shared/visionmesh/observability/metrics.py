@@ -151,7 +151,10 @@ ISOLATED_RESTARTS: Final = Counter(
     "Child processes that ended early, by reason (crash, deadline, grown: held too much memory).",
     ["reason"],
 )
-MODEL: Final = Info("mesh_model", "The model this process answers with.")
+MODEL: Final = Info(
+    "mesh_model",
+    "The model that a feature-extractor or a classifier answers with, by `name`, `version` and `family`.",
+)
 MODEL_REFUSALS: Final = Counter(
     "mesh_model_refusals_total", "Versions in the registry that were not taken, for a fault of theirs.",
     ["model"],
