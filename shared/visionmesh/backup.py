@@ -28,7 +28,7 @@ import sys
 import tarfile
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -65,7 +65,11 @@ _TABLES: Final = "tables"
 _BLOCK_BYTES: Final = 1024 * 1024
 _SNIFF_BYTES: Final = 64
 _RECORDS_AT_ONCE: Final = 500
+_TOPICS_SECONDS: Final = 30.0
 _IMAGES_AT_ONCE: Final = 1000
+
+# A worker that is newer than the backup has answered nothing of all there is: that many are a question.
+ASK_AGAIN: Final = 10_000
 
 # Pictures are cheap to compress badly and dear to compress well; tables shrink to a fifth by the cheapest.
 _GZIP_LEVEL: Final = 1
@@ -127,8 +131,13 @@ class _StoredRecord(msgspec.Struct, frozen=True):
 def backup(settings: Settings, folder: Path, say: Say = lambda _: None) -> Manifest:
     """Writes the mesh into `folder`, which is made, or is empty. say: told what is done, in a line each.
 
-    Raises `BackupError` for a folder that has something in it, and `Unavailable`.
+    Raises `BackupError` for a folder that has something in it or can't be written, and `Unavailable`.
     """
+    with _file_errors():
+        return _backup(settings, folder, say)
+
+
+def _backup(settings: Settings, folder: Path, say: Say) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     # It holds everybody's pictures.
     folder.chmod(0o700)
@@ -154,17 +163,28 @@ def restore(
     *,
     replace: bool = False,
     with_records: bool = True,
+    ask_again: int = ASK_AGAIN,
     say: Say = lambda _: None,
 ) -> Manifest:
     """Puts what `backup` wrote into a mesh whose schema, topics and buckets are there.
 
     replace: empties the tables first; else they have to be empty, but for that of readings. What is known of
-    deletions stays either way. with_records: False where Kafka still has them. Raises `BackupError` for a
-    backup that is damaged or does not fit, before anything is changed, and `Unavailable`.
+    deletions stays either way. with_records: False where Kafka still has them. ask_again: at most so many
+    pictures without all their results are asked for again. Raises `BackupError` for a backup that is damaged
+    or does not fit, before anything is changed, and for records that Kafka did not take; and `Unavailable`.
     """
+    with _file_errors():
+        return _restore(settings, folder, replace, with_records, ask_again, say)
+
+
+def _restore(
+    settings: Settings, folder: Path, replace: bool, with_records: bool, ask_again: int, say: Say
+) -> Manifest:
     manifest = read_manifest(folder)
     say("checking the files")
     _check_files(folder, manifest)
+    if with_records:
+        _check_topics(settings, folder, manifest)
     with closing(Database.from_settings(settings)) as database:
         _check_schema(database, manifest, replace)
         store = S3ObjectStore.from_settings(settings)
@@ -174,11 +194,30 @@ def restore(
         _read_tables(folder / _TABLES, database, manifest, replace)
         say(f"{sum(table.rows for table in manifest.tables)} rows of {len(manifest.tables)} tables")
         Eraser(PostgresDeletions(database), store, open_cache(settings)).finish()
-        if with_records:
+        asked = _ask_again(settings, database, ask_again)
+        say(f"{asked} pictures without all results, which are asked for again")
+        if asked == ask_again:
+            say("there may be more of them: mesh reconcile")
+    if with_records:
+        try:
             _publish(settings, _read_records(folder / _RECORDS, manifest.made_at))
-            say(f"{manifest.records} records")
-        say(f"{_ask_again(settings, database)} pictures without all results, which are asked for again")
+        except (BackupError, Unavailable) as error:
+            raise BackupError(
+                f"Tables and objects are restored, the records are not: {error}. Restore again with "
+                "--replace, or leave the records out."
+            ) from error
+        say(f"{manifest.records} records")
     return manifest
+
+
+@contextmanager
+def _file_errors() -> Iterator[None]:
+    """What the file system says is an answer, and no mistake of the program."""
+    try:
+        yield
+    except OSError as error:
+        what = str(error) if error.strerror is None else f"{error.filename or 'writing'}: {error.strerror}"
+        raise BackupError(what) from error
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -285,6 +324,21 @@ def _restored_header(name: str, value: str | None, made_at: datetime) -> bytes |
     if name == _ORIGINAL_OFFSET and decoded is not None and decoded.isdigit():
         return decoded + f" before the backup of {made_at:%Y-%m-%dT%H:%M:%SZ}".encode()
     return decoded
+
+
+def _check_topics(settings: Settings, folder: Path, manifest: Manifest) -> None:
+    """Raises `BackupError` for records of a topic that is not there."""
+    wanted = {record.topic for record in _read_records(folder / _RECORDS, manifest.made_at)}
+    try:
+        with closing(Consumer(reader_config(settings, "mesh-backup"))) as consumer:
+            missing = wanted - consumer.list_topics(timeout=_TOPICS_SECONDS).topics.keys()
+    except KafkaException as error:
+        raise unavailable(error.args[0]) from error
+    if missing:
+        raise BackupError(
+            f"Kafka has no topic {', '.join(sorted(missing))}, of which there are records. Add what reads it "
+            "and create its topics, or leave the records out."
+        )
 
 
 def _publish(settings: Settings, records: Iterable[Record]) -> None:
@@ -437,7 +491,7 @@ def _read_tables(folder: Path, database: Database, manifest: Manifest, replace: 
             connection.execute("SELECT ensure_sensor_readings_day(%s)", (day,))
         for table in manifest.tables:
             path = folder / f"{table.name}.copy.gz"
-            if table.name == _DELETIONS:
+            if table.name == _DELETIONS or (table.name == _READINGS and not replace):
                 _merge_table(path, connection, table)
             else:
                 _read_table(path, connection, table.name, table.columns)
@@ -454,9 +508,9 @@ def _merge_table(path: Path, connection: Connection, table: Table) -> None:
     """Rows that are there already stay as they are."""
     there, restored = sql.Identifier(table.name), sql.Identifier(f"restored_{table.name}")
     connection.execute(
-        sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {} INCLUDING DEFAULTS) ON COMMIT DROP").format(
-            restored, there
-        )
+        sql.SQL(
+            "CREATE TEMPORARY TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED) ON COMMIT DROP"
+        ).format(restored, there)
     )
     _read_table(path, connection, f"restored_{table.name}", table.columns)
     columns = _names(table.columns)
@@ -478,19 +532,22 @@ def _names(columns: Iterable[str]) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.Identifier, columns))
 
 
-def _ask_again(settings: Settings, database: Database) -> int:
-    """Puts pictures that are not finished back into the outbox: their records may be of a later moment than
-    those of the backup.
+def _ask_again(settings: Settings, database: Database, limit: int) -> int:
+    """Puts at most so many pictures that are not finished back into the outbox: their records may be of a
+    later moment than those of the backup.
     """
     reconciliation = Reconciliation(database)
     count = 0
     after = ""
-    while page := reconciliation.unanswered(
-        older_than_seconds=0,
-        limit=_IMAGES_AT_ONCE,
-        after=after,
-        extra_classifiers=settings.extra_classifiers,
-    ):
+    while count < limit:
+        page = reconciliation.unanswered(
+            older_than_seconds=0,
+            limit=min(_IMAGES_AT_ONCE, limit - count),
+            after=after,
+            extra_classifiers=settings.extra_classifiers,
+        )
+        if not page:
+            break
         count += reconciliation.ask_again([each.image_id for each in page])
         after = page[-1].image_id
     return count
@@ -574,14 +631,23 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("command", choices=["backup", "restore"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--replace", action="store_true", help="empty the tables first")
-    parser.add_argument("--no-records", action="store_true", help="Kafka still has its records")
+    parser.add_argument("--no-records", action="store_true", help="leave out Kafka's part: it was not lost")
+    parser.add_argument(
+        "--ask-again", type=int, default=ASK_AGAIN, help="at most so many pictures are asked for again"
+    )
     given = parser.parse_args(arguments)
     try:
         if given.command == "backup":
             backup(get_settings(), given.folder, _say)
         else:
-            records = not given.no_records
-            restore(get_settings(), given.folder, replace=given.replace, with_records=records, say=_say)
+            restore(
+                get_settings(),
+                given.folder,
+                replace=given.replace,
+                with_records=not given.no_records,
+                ask_again=given.ask_again,
+                say=_say,
+            )
     except (BackupError, Unavailable) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import shutil
@@ -19,10 +20,10 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from visionmesh import backup as backups
-from visionmesh.backup import BackupError, Manifest, backup, main, read_manifest, restore
+from visionmesh.backup import BackupError, backup, main, read_manifest, restore
 from visionmesh.cache import NoCache
 from visionmesh.database import Database
-from visionmesh.deletion import Eraser, PostgresDeletions
+from visionmesh.deletion import IMAGE_TABLES, Eraser, PostgresDeletions
 from visionmesh.errors import Rejected
 from visionmesh.kafka import KafkaPublisher, Record, client_config, create_topics, partition_offsets
 from visionmesh.object_store import S3ObjectStore
@@ -246,6 +247,34 @@ def test_readings_that_came_meanwhile_stay(settings: Settings, tmp_path: Path) -
     assert len(readings(settings)) == 2
 
 
+def test_readings_that_a_device_delivers_again_are_no_others(settings: Settings, tmp_path: Path) -> None:
+    fill(settings)
+    before = readings(settings)
+    backup(settings, tmp_path / "backup")
+    with psycopg.connect(settings.postgres_dsn.get_secret_value()) as connection:
+        connection.execute(f"TRUNCATE {', '.join((*IMAGE_TABLES, 'deleted_images'))}")
+    restore(settings, tmp_path / "backup")
+    assert readings(settings) == before
+
+
+def test_no_more_pictures_are_asked_for_than_said(settings: Settings, tmp_path: Path) -> None:
+    fill(settings)
+    backup(settings, tmp_path / "backup")
+    wipe(settings)
+    said: list[str] = []
+    restore(settings, tmp_path / "backup", ask_again=1, say=said.append)
+    with Database.from_settings(settings) as database:
+        assert PostgresImages(database).pending() == 1
+    assert "there may be more of them: mesh reconcile" in said
+
+
+def test_what_the_file_system_says_is_told(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder, reason in (("file", "File exists"), ("file/below", "Not a directory")):
+        with pytest.raises(BackupError, match=f"{folder}: {reason}"):
+            backup(settings, tmp_path / folder)
+
+
 def test_a_folder_that_is_in_use_is_not_written_to(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BackupError, match="not empty"):
@@ -301,14 +330,14 @@ def test_a_restore_that_fails_half_way_leaves_the_tables_as_they_were(
 ) -> None:
     fill(settings)
     folder = tmp_path / "backup"
-    made = backup(settings, folder)
+    backup(settings, folder)
     with Database.from_settings(settings) as database:
         PostgresResultStore(database).save([OutcomeRow("later", "qr-decoder", "done")])
-    (folder / "tables" / "task_outcomes.copy.gz").write_bytes(b"")
     monkeypatch.setattr(backups, "_check_files", lambda *_: None)
-    (folder / "tables" / "predictions.copy.gz").unlink()
-    assert isinstance(made, Manifest)
-    with pytest.raises(OSError, match=r"predictions.copy.gz"):
+    # The last of the tables, in its middle.
+    path = folder / "tables" / "task_outcomes.copy.gz"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(EOFError):
         restore(settings, folder, replace=True)
     with Database.from_settings(settings) as database:
         assert PostgresImages(database).results("later") is not None
@@ -366,6 +395,40 @@ def test_what_no_group_has_finished_and_dead_letters_come_back(settings: Setting
     commit_to_the_end(settings)
     restore(settings, tmp_path / "backup", with_records=False, replace=True)
     assert consumed(settings, IMAGES.name, "qr-decoder") == {}
+
+
+def test_records_of_a_topic_that_is_not_there_are_refused_before_anything_is_changed(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(settings)
+    KafkaPublisher(settings).publish([Record(IMAGES.name, b"a", b"{}")])
+    folder = tmp_path / "backup"
+    backup(settings, folder)
+    path = folder / "records.jsonl.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b"images-input", b"nights")))
+    monkeypatch.setattr(backups, "_check_files", lambda *_: None)
+    wipe(settings)
+    with pytest.raises(BackupError, match="no topic nights-stream"):
+        restore(settings, folder)
+    assert objects(settings) == {}
+    restore(settings, folder, with_records=False)
+
+
+def test_a_kafka_that_goes_away_in_the_middle_leaves_a_way_on(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(settings)
+    KafkaPublisher(settings).publish([Record(IMAGES.name, b"a", b"{}")])
+    backup(settings, tmp_path / "backup")
+    wipe(settings)
+    with monkeypatch.context() as away:
+        away.setattr(KafkaPublisher, "publish", lambda *_: {0: "down"})
+        with pytest.raises(BackupError, match=r"the records are not: .*down.*--replace"):
+            restore(settings, tmp_path / "backup")
+    with Database.from_settings(settings) as database:
+        assert PostgresImages(database).pending() == 2, "they are asked for all the same"
+    restore(settings, tmp_path / "backup", replace=True)
+    assert set(consumed(settings, IMAGES.name, "qr-decoder")) == {b"a"}
 
 
 def test_a_letter_that_is_sent_home_during_a_backup_is_in_it(

@@ -35,6 +35,9 @@ def restore(
     no_records: Annotated[
         bool, typer.Option("--no-records", help="Leave out Kafka's part: it was not lost.")
     ] = False,
+    ask_again: Annotated[
+        int, typer.Option(min=0, help="At most so many pictures are asked for again; mesh reconcile goes on.")
+    ] = 10_000,
     directory: Directory = DIRECTORY,
 ) -> None:
     """Put a backup into the mesh that runs. What was not finished then is asked for again."""
@@ -44,7 +47,14 @@ def restore(
     from visionmesh.settings import get_settings
 
     try:
-        manifest = read(get_settings(), folder, replace=replace, with_records=not no_records, say=complain)
+        manifest = read(
+            get_settings(),
+            folder,
+            replace=replace,
+            with_records=not no_records,
+            ask_again=ask_again,
+            say=complain,
+        )
     except BackupError as error:
         fail(str(error))
     complain(f"the mesh is as it was at {manifest.made_at:%Y-%m-%d %H:%M:%S} UTC")
