@@ -61,8 +61,7 @@ class Given:
         self.path.unlink(missing_ok=True)
 
     def failed(self, reason: str) -> None:
-        self.path.with_suffix(_FAILED).write_text(reason)
-        self.path.unlink(missing_ok=True)
+        _answer(self.path, reason)
 
 
 def give(directory: Path, order: Order) -> Given:
@@ -102,7 +101,7 @@ def next_given(directory: Path) -> Given | None:
         except FileNotFoundError:
             continue
         except msgspec.DecodeError as error:
-            Given(Scale("", 0), path).failed(f"The order can't be read: {error}")
+            _answer(path, f"The order can't be read: {error}")
     return None
 
 
@@ -110,6 +109,11 @@ def forget(directory: Path) -> None:
     """Removes what was asked of a mesh that has ended since."""
     for path in _folder(directory).glob("*"):
         path.unlink(missing_ok=True)
+
+
+def _answer(path: Path, reason: str) -> None:
+    path.with_suffix(_FAILED).write_text(reason)
+    path.unlink(missing_ok=True)
 
 
 def _folder(directory: Path) -> Path:

@@ -32,14 +32,19 @@ def list_letters(
 
     table = Table(Column("topic", no_wrap=True), "waiting", "replayed", "reasons of those waiting")
     for topic in dead_letter_topics(get_settings().extra_classifiers):
-        letters = list(read_dead_letters(get_settings(), topic))
-        waiting = [letter for letter in letters if not letter.replayed]
-        reasons = Counter(letter.headers.get("x-error-code", "unknown") for letter in waiting)
+        reasons: Counter[str] = Counter()
+        replayed = 0
+        # Counted as they are read: a month of them, with what they carry, is more than memory.
+        for letter in read_dead_letters(get_settings(), topic):
+            if letter.replayed:
+                replayed += 1
+            else:
+                reasons[letter.headers.get("x-error-code", "unknown")] += 1
         if as_json:
-            row = {"topic": topic, "waiting": len(waiting), "replayed": len(letters) - len(waiting)}
+            row = {"topic": topic, "waiting": reasons.total(), "replayed": replayed}
             sys.stdout.write(json.dumps({**row, "reasons": dict(reasons)}) + "\n")
         text = ", ".join(f"{count} {code}" for code, count in reasons.most_common())
-        table.add_row(topic, str(len(waiting)), str(len(letters) - len(waiting)), text)
+        table.add_row(topic, str(reasons.total()), str(replayed), text)
     if not as_json:
         Console().print(table)
 

@@ -59,7 +59,7 @@ def restart(
         try:
             replicas.restart(service)
         except ScaleError as error:
-            fail(f"{service} is not wholly new, and the rest of it goes on as it was: {error}")
+            fail(f"{service}: {error}\nWhat was not replaced goes on as it was.")
         complain(f"{service}: every replica is new")
 
 
