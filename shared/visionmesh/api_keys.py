@@ -40,6 +40,9 @@ _BURST_SECONDS: Final = 10.0
 # A key that was revoked is good for this long still.
 _LOOK_SECONDS: Final = 1.0
 
+# While the file is unreadable, which is how long nobody's key can be revoked, the log says so this often.
+_COMPLAIN_SECONDS: Final = 60.0
+
 _FILE_MODE: Final = 0o644
 
 
@@ -110,8 +113,8 @@ def write_keys(path: Path, keys: Sequence[ApiKey]) -> None:
 class KeyRing:
     """The keys of a file, as it is now. For one thread.
 
-    A file that becomes unreadable is told in the log and changes nothing: a slip of the hand locks
-    nobody out.
+    A file that becomes unreadable, or goes away, changes nothing: a slip of the hand locks nobody out. It
+    revokes nothing either, which the log tells every minute.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -123,6 +126,8 @@ class KeyRing:
         if not self._keys:
             raise KeysError(f"{path} has no key; `mesh keys create NAME` makes one.")
         self._looked_at = clock()
+        # Since when the log has said nothing of a file that can't be read; None while it can be.
+        self._complained_at: float | None = None
 
     def find(self, text: str) -> ApiKey | None:
         """The key that `text` is, or None."""
@@ -143,14 +148,17 @@ class KeyRing:
             return
         self._looked_at = now
         stamp = _stamp(self._path)
-        if stamp == self._stamp:
+        is_due = self._complained_at is not None and now - self._complained_at >= _COMPLAIN_SECONDS
+        if stamp == self._stamp and not is_due:
             return
         self._stamp = stamp
         try:
             self._keys = read_keys(self._path)
         except KeysError as error:
             log.error("api_keys_unreadable", reason=str(error))
+            self._complained_at = now
             return
+        self._complained_at = None
         log.info("api_keys_read", names=[key.name for key in self._keys])
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from visionmesh.api_keys import ApiKey, KeyRing, KeysError, RateLimits, Scope, new_key, read_keys, write_keys
@@ -68,6 +69,25 @@ def test_a_slip_of_the_hand_locks_nobody_out(path: Path) -> None:
     write_keys(path, [])
     clock.now += 2
     assert ring.find(text) is None, "the last key can be revoked"
+
+
+def test_a_file_that_revokes_nothing_is_told_again_and_again(path: Path) -> None:
+    clock = Clock()
+    text, key = new_key("one", [Scope.READ])
+    write_keys(path, [key])
+    ring = KeyRing(path, clock)
+    path.unlink()
+    with capture_logs() as lines:
+        for _ in range(60):
+            clock.now += 2
+            assert ring.find(text) == key
+    assert [line["event"] for line in lines] == ["api_keys_unreadable"] * 2
+    write_keys(path, [key])
+    with capture_logs() as lines:
+        for _ in range(60):
+            clock.now += 2
+            ring.find(text)
+    assert [line["event"] for line in lines] == ["api_keys_read"]
 
 
 @pytest.mark.parametrize(
