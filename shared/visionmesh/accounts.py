@@ -101,6 +101,11 @@ def make_roles(dsn: str, passwords: Mapping[str, str]) -> None:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         # Before Postgres 15 everybody might make tables, and functions of the names that others call.
         connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        # Everybody might connect, and fill the disk with a session's tables. Roles are given the first below.
+        (database,) = connection.execute("SELECT current_database()").fetchone() or ("",)
+        connection.execute(
+            sql.SQL("REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC").format(sql.Identifier(database))
+        )
         for function in _PARTITIONS:
             for statement in (
                 "ALTER FUNCTION {} SECURITY DEFINER",

@@ -1,4 +1,5 @@
-"""The role by which dashboards read results: three tables and nothing else, and no statement for long.
+"""The role by which dashboards read results: three tables and nothing else; no statement for long, unless it
+asks for that itself.
 
 `python -m visionmesh.reader_role` makes it, or gives it the password of `GRAFANA_POSTGRES_PASSWORD` anew.
 Whoever may edit a query in Grafana may ask the data source for anything, so the role of the services would be
@@ -33,12 +34,17 @@ def make_reader(dsn: str, password: str) -> None:
         (database,) = connection.execute("SELECT current_database()").fetchone() or ("",)
         known = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,)).fetchone()
         verb = sql.SQL("ALTER" if known else "CREATE")
+        # Encrypted here, so that no log of the server's has it in clear.
+        verifier = connection.pgconn.encrypt_password(password.encode(), ROLE.encode(), b"scram-sha-256")
         connection.execute(
             sql.SQL(
                 "{verb} ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS "
                 "CONNECTION LIMIT {limit} PASSWORD {password}"
-            ).format(verb=verb, role=role, limit=sql.Literal(_CONNECTIONS), password=sql.Literal(password))
+            ).format(
+                verb=verb, role=role, limit=sql.Literal(_CONNECTIONS), password=sql.Literal(verifier.decode())
+            )
         )
+        # What a session begins with, and may change: it writes nothing all the same, for want of privileges.
         for name, value in {
             "default_transaction_read_only": "on",
             "statement_timeout": _STATEMENT_TIMEOUT,

@@ -49,6 +49,14 @@ def roles(postgres_dsn: str) -> str:
     return postgres_dsn
 
 
+@pytest.mark.parametrize("name", sorted(PASSWORDS))
+def test_no_account_makes_tables_of_its_own(roles: str, name: str) -> None:
+    with psycopg.connect(dsn_of(name, roles), autocommit=True) as connection:
+        for kind in ("", "TEMP "):
+            with pytest.raises(errors.InsufficientPrivilege):
+                connection.execute(f"CREATE {kind}TABLE of_its_own (a int)")
+
+
 def dsn_of(name: str, dsn: str) -> str:
     return conninfo.make_conninfo(dsn, user=name, password=PASSWORDS[name])
 
