@@ -237,12 +237,14 @@ def bytes_of(text: str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def drained_at(samples: Sequence[Sample], began: float, ended: float) -> float | None:
-    """When after `ended` every group was no further behind than at most before `began`; None is not yet."""
-    before = [sample for sample in samples if sample.at < began]
-    usual = {group: max(each.messages.get(group, 0) for each in before) for group in before[-1].messages}
+def drained_at(samples: Sequence[Sample], calm: float, began: float, ended: float) -> float | None:
+    """When after `ended` every group was no further behind than at most between `calm` and `began`; None is
+    not yet. All in UNIX seconds.
+    """
+    before = [sample for sample in samples if calm <= sample.at < began]
+    usual = {group: max(each.messages[group] for each in before) for group in before[-1].messages}
     for sample in samples:
-        if sample.at > ended and all(sample.messages[group] <= usual[group] for group in sample.messages):
+        if sample.at > ended and all(sample.messages[group] <= usual[group] for group in usual):
             return sample.at
     return None
 
@@ -260,7 +262,8 @@ def run(ground: Ground, options: argparse.Namespace) -> tuple[list[Burst], list[
                 time.sleep(options.seconds)
                 generator.set(options.rate)
                 ended = time.time()
-                bursts.append(Burst(began, ended, wait_drained(watch, began, ended)))
+                calm = bursts[-1].drained if bursts else 0.0
+                bursts.append(Burst(began, ended, wait_drained(watch, calm, began, ended)))
                 print(f"  burst {len(bursts)} is over and drained", flush=True)
             time.sleep(options.rest)
             uploads = generator.end()
@@ -272,9 +275,9 @@ def run(ground: Ground, options: argparse.Namespace) -> tuple[list[Burst], list[
         generator.kill()
 
 
-def wait_drained(watch: Watch, began: float, ended: float) -> float:
+def wait_drained(watch: Watch, calm: float, began: float, ended: float) -> float:
     deadline = time.monotonic() + HOME_SECONDS
-    while (drained := drained_at(watch.samples, began, ended)) is None:
+    while (drained := drained_at(watch.samples, calm, began, ended)) is None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"not drained after {HOME_SECONDS:.0f} s: {watch.samples[-1].messages}")
         time.sleep(0.5)

@@ -112,7 +112,10 @@ def lag(at: float, fast: int, slow: int) -> Sample:
 
 
 def test_a_burst_is_drained_when_every_group_is_where_it_was_before() -> None:
-    samples = [lag(1, 0, 3), lag(2, 1, 0), lag(3, 50, 9), lag(5, 90, 90), lag(6, 1, 40), lag(7, 2, 3)]
-    assert drained_at(samples, began=2.5, ended=4) is None
+    # The first two are of a burst before, which says nothing about what is usual.
+    samples = [lag(-2, 80, 80), lag(-1, 9, 0), lag(1, 0, 3), lag(2, 1, 0)]
+    samples += [lag(3, 50, 9), lag(5, 90, 90), lag(6, 1, 40), lag(7, 2, 3)]
+    assert drained_at(samples, calm=0, began=2.5, ended=4) is None
     # During the burst nothing is drained yet, however small the lag.
-    assert drained_at([*samples, lag(8, 1, 3)], began=2.5, ended=4) == 8
+    samples.insert(5, lag(3.5, 0, 0))
+    assert drained_at([*samples, lag(8, 1, 3)], calm=0, began=2.5, ended=4) == 8
