@@ -47,8 +47,10 @@ class Cache(Protocol):
     def put_many(self, values: Mapping[str, bytes]) -> None:
         """Keeps the values for as long as there is room."""
 
-    def forget(self, endings: Collection[str]) -> None:
-        """Drops every value whose key ends with a colon and one of these. Looks at all keys there are."""
+    def forget(self, endings: Collection[str]) -> bool:
+        """Drops every value whose key ends with a colon and one of these. Looks at all keys there are, so
+        that many endings cost what one does. False when that came to no end: the server is away.
+        """
 
 
 class NoCache:
@@ -60,8 +62,8 @@ class NoCache:
     def put_many(self, values: Mapping[str, bytes]) -> None:
         pass
 
-    def forget(self, endings: Collection[str]) -> None:
-        pass
+    def forget(self, endings: Collection[str]) -> bool:
+        return True
 
 
 def open_cache(settings: Settings) -> Cache:
@@ -117,12 +119,11 @@ class ValkeyCache:
         if self._call("put", lambda: self._client.mset(dict(values))) is None:
             self._errors.inc(len(values))
 
-    def forget(self, endings: Collection[str]) -> None:
-        if not endings:
-            return
-        cursor = self._forget_some(0, endings)
+    def forget(self, endings: Collection[str]) -> bool:
+        cursor = self._forget_some(0, endings) if endings else 0
         while cursor:
             cursor = self._forget_some(cursor, endings)
+        return cursor is not None
 
     def ping(self) -> None:
         """For people who ask. Raises `Unavailable("cache", …)` when the server does not answer."""
@@ -131,15 +132,15 @@ class ValkeyCache:
         except (ValkeyError, OSError) as error:
             raise Unavailable("cache", _reason(error)) from error
 
-    def _forget_some(self, cursor: int, endings: Collection[str]) -> int:
-        """One page of all keys; where the next begins, 0 after the last one and where none can be had."""
+    def _forget_some(self, cursor: int, endings: Collection[str]) -> int | None:
+        """One page of all keys; where the next begins, 0 after the last one, None where none can be had."""
         page = self._call("scan", lambda: self._client.scan(cursor, count=_KEYS_AT_ONCE))
         if page is None:
-            return 0
+            return None
         following, keys = page
         named = [key for key in keys if key.rpartition(b":")[2].decode(errors="replace") in endings]
-        if named:
-            self._call("delete", lambda: self._client.unlink(*named))
+        if named and self._call("delete", lambda: self._client.unlink(*named)) is None:
+            return None
         return int(following)
 
     def _call(self, operation: str, command: Callable[[], Any]) -> Any | None:

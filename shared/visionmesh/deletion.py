@@ -46,6 +46,7 @@ REMEMBERED_SECONDS: Final = (
 ) / 1000
 
 _AT_ONCE: Final = 1000
+_DIGESTS_AT_ONCE: Final = 100_000
 
 _FINISH_PERIOD_SECONDS: Final = 60.0
 # Nobody counts the days of a picture by the minute.
@@ -85,8 +86,8 @@ class Deletions(Protocol):
         long ago.
         """
 
-    def cleared(self, image_ids: Collection[str], *, settle_seconds: float) -> None:
-        """The objects of these are gone. Those that were deleted that long ago are finished."""
+    def cleared(self, image_ids: Collection[str], *, settle_seconds: float | None) -> None:
+        """The objects of these are gone. Those that were deleted that long ago are finished; None: none."""
 
     def forget(self, *, older_than_seconds: float, limit: int) -> int:
         """Forgets finished deletions of that age; returns how many."""
@@ -108,28 +109,47 @@ class Eraser:
         gone: while the store is away they are left to `finish`. Raises `Unavailable("database", …)`.
         """
         deleted = self._deletions.delete(image_ids)
-        gone = self._clear(deleted, SETTLE_SECONDS)
+        gone = self._remove_objects(deleted)
+        self._deletions.cleared(gone, settle_seconds=None)
+        # What it does not forget now, it does in the second pass.
+        self._cache.forget(_digests(deleted))
         return {each.image_id: each.image_id in gone for each in deleted}
 
     def erase_older_than(self, seconds: float) -> int:
         """Deletes images by age; returns how many. Raises `Unavailable("database", …)`."""
         count = 0
-        while image_ids := self._deletions.older_than(seconds, limit=_AT_ONCE):
-            count += len(self.erase(image_ids))
-        while image_ids := self._deletions.never_uploaded(older_than_seconds=seconds, limit=_AT_ONCE):
-            count += len(self.erase(image_ids))
+        digests: set[str] = set()
+        for image_ids in self._pages_older_than(seconds):
+            deleted = self._deletions.delete(image_ids)
+            self._deletions.cleared(self._remove_objects(deleted), settle_seconds=None)
+            count += len(deleted)
+            # All keys are looked at for one as for many.
+            digests |= _digests(deleted)
+            if len(digests) >= _DIGESTS_AT_ONCE:
+                self._cache.forget(digests)
+                digests = set()
+        self._cache.forget(digests)
         return count
+
+    def _pages_older_than(self, seconds: float) -> Iterator[list[str]]:
+        while image_ids := self._deletions.older_than(seconds, limit=_AT_ONCE):
+            yield image_ids
+        while image_ids := self._deletions.never_uploaded(older_than_seconds=seconds, limit=_AT_ONCE):
+            yield image_ids
 
     def finish(self, *, settle_seconds: float = SETTLE_SECONDS) -> int:
         """Goes on with deletions whose objects are still there, and does those of that age a second time;
-        returns how many it brought further. Raises `Unavailable("database", …)`.
+        returns how many it brought further. Those of that age wait for a cache that is away. Raises
+        `Unavailable("database", …)`.
         """
         count = 0
         while deleted := self._deletions.unfinished(settle_seconds=settle_seconds, limit=_AT_ONCE):
             self._deletions.delete([each.image_id for each in deleted])
-            gone = self._clear(deleted, settle_seconds)
+            gone = self._remove_objects(deleted)
+            forgotten = self._cache.forget(_digests(deleted))
+            self._deletions.cleared(gone, settle_seconds=settle_seconds if forgotten else None)
             count += len(gone)
-            if len(gone) < len(deleted):
+            if len(gone) < len(deleted) or not forgotten:
                 break
         return count
 
@@ -146,14 +166,11 @@ class Eraser:
         """Whether no other process is inside such a block. Raises `Unavailable("database", …)`."""
         return self._deletions.alone()
 
-    def _clear(self, deleted: Sequence[Deleted], settle_seconds: float) -> set[str]:
-        """Removes objects and what is cached; returns the images whose objects are gone."""
-        self._cache.forget({each.sha256 for each in deleted if each.sha256 is not None})
-        gone = {
+    def _remove_objects(self, deleted: Sequence[Deleted]) -> set[str]:
+        """Returns the images whose objects are gone."""
+        return {
             each.image_id for each in deleted if each.minio_path is None or self._is_gone(each.minio_path)
         }
-        self._deletions.cleared(gone, settle_seconds=settle_seconds)
-        return gone
 
     def _is_gone(self, minio_path: str) -> bool:
         try:
@@ -165,6 +182,10 @@ class Eraser:
             # Its bucket is none of this mesh's any more.
             log.warning("object_left", minio_path=minio_path, reason=error.reason)
         return True
+
+
+def _digests(deleted: Sequence[Deleted]) -> set[str]:
+    return {each.sha256 for each in deleted if each.sha256 is not None}
 
 
 class RetentionKeeper:
@@ -273,7 +294,7 @@ _UNFINISHED: Final = """
 _CLEARED: Final = """
     UPDATE deleted_images SET
         cleared_at = coalesce(cleared_at, now()),
-        finished_at = CASE WHEN deleted_at <= now() - make_interval(secs => %s) THEN now() END
+        finished_at = CASE WHEN deleted_at <= now() - make_interval(secs => %s::float8) THEN now() END
     WHERE image_id IN (
         SELECT image_id FROM deleted_images
         WHERE image_id = ANY(%s) AND finished_at IS NULL ORDER BY image_id FOR UPDATE
@@ -323,7 +344,7 @@ class PostgresDeletions:
             rows = connection.execute(_UNFINISHED, (settle_seconds, limit)).fetchall()
         return [Deleted(*row) for row in rows]
 
-    def cleared(self, image_ids: Collection[str], *, settle_seconds: float) -> None:
+    def cleared(self, image_ids: Collection[str], *, settle_seconds: float | None) -> None:
         with self._database.transaction() as connection:
             connection.execute(_CLEARED, (settle_seconds, list(image_ids)))
 

@@ -314,6 +314,26 @@ def test_a_cache_that_is_away_holds_up_nothing() -> None:
     mesh.add("a")
     cache.available = False
     assert mesh.eraser.erase(["a"]) == {"a": True}
+    mesh.eraser.finish(settle_seconds=0)
+    cache.available = True
+    assert mesh.is_cached()
+    assert mesh.eraser.finish(settle_seconds=0) == 1, "it was not finished without the cache"
+    assert not mesh.is_cached()
+    assert mesh.eraser.finish(settle_seconds=0) == 0
+
+
+def test_retention_looks_at_all_of_the_cache_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deletion, "_AT_ONCE", 2)
+    results = MemoryResultStore()
+    images = MemoryImages(results)
+    cache = MemoryCache()
+    mesh = Mesh(results, images, MemoryDeletions(images), cache, Store())
+    digests = [f"{number:02}" * 32 for number in range(7)]
+    for number, digest in enumerate(digests):
+        mesh.add(f"{number}", sha256=digest)
+    assert mesh.eraser.erase_older_than(-1) == 7
+    assert not any(mesh.is_cached(digest) for digest in digests)
+    assert cache.walks == 1
 
 
 # Postgres

@@ -10,12 +10,13 @@ class MemoryCache:
     """`Cache` without a server, for many threads at once.
 
     available: False makes it know nothing and take nothing until it is True again. full: takes nothing new.
-    values: what it holds.
+    walks: how often all keys were looked at. values: what it holds.
     """
 
     def __init__(self) -> None:
         self.available = True
         self.full = False
+        self.walks = 0
         self.values: dict[str, bytes] = {}
         self._lock = Lock()
 
@@ -29,8 +30,10 @@ class MemoryCache:
             if self.available and not self.full:
                 self.values.update(values)
 
-    def forget(self, endings: Collection[str]) -> None:
+    def forget(self, endings: Collection[str]) -> bool:
         with self._lock:
+            self.walks += 1
             if self.available:
                 for key in [key for key in self.values if key.rpartition(":")[2] in endings]:
                     del self.values[key]
+            return self.available

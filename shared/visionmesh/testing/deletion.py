@@ -61,13 +61,13 @@ class MemoryDeletions(Faults):
             if each.finished_at is None and (not each.is_cleared or each.at <= latest)
         ][:limit]
 
-    def cleared(self, image_ids: Collection[str], *, settle_seconds: float) -> None:
+    def cleared(self, image_ids: Collection[str], *, settle_seconds: float | None) -> None:
         self._answer()
-        latest = _now() - timedelta(seconds=settle_seconds)
+        latest = None if settle_seconds is None else _now() - timedelta(seconds=settle_seconds)
         for image_id in image_ids:
             deletion = self._deletions[image_id]
             deletion.is_cleared = True
-            if deletion.at <= latest and deletion.finished_at is None:
+            if latest is not None and deletion.at <= latest and deletion.finished_at is None:
                 deletion.finished_at = _now()
 
     def forget(self, *, older_than_seconds: float, limit: int) -> int:
