@@ -302,3 +302,16 @@ def test_the_command_tells_asks_again_and_deletes_what_it_is_told_to(
     assert [each.minio_path for each in store.objects()] == [kept]
     assert PostgresImages(database).pending() == 1
     store.delete(kept)
+
+
+def test_how_many_each_worker_has_not_answered_is_told(settings: Settings, database: Database) -> None:
+    add(database, "a", "b", "c")
+    for image_id in ("a", "b"):
+        end(database, image_id, *(worker for worker in EVERYBODY if worker != "ocr-worker"))
+    end(database, "c", *(worker for worker in EVERYBODY if worker != "qr-decoder"))
+    result = CliRunner().invoke(app, ["reconcile", "--look-only", "--limit", "2"])
+    assert "ocr-worker has not answered 2 of them" in result.stdout
+    assert "more of them than 2" in result.stdout
+    result = CliRunner().invoke(app, ["reconcile", "--look-only"])
+    assert "qr-decoder has not answered 1 of them" in result.stdout
+    assert "more of them" not in result.stdout

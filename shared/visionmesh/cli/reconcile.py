@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -63,17 +65,29 @@ def reconcile(
         busy = _busy(settings)
         for worker in busy:
             _tell("worker with messages waiting", worker, "not asked about", as_json)
-        asked = _ask_again(reconciliation, settings, seconds, busy, limit, look_only, as_json)
+        missing = _ask_again(reconciliation, settings, seconds, busy, limit, look_only, as_json)
         finished = 0
         if not look_only:
             finished = Eraser(PostgresDeletions(database), store, open_cache(settings)).finish()
     if not as_json:
         sys.stdout.write(
             f"{len(compared.orphans)} objects without a row, {len(compared.lost)} rows without their object, "
-            f"{asked} pictures without all results, {finished} deletions brought further\n"
+            f"{missing.pictures} pictures without all results, {finished} deletions brought further\n"
         )
+        for worker, count in missing.by_worker.most_common():
+            sys.stdout.write(f"{worker} has not answered {count} of them\n")
+        if missing.pictures == limit:
+            sys.stdout.write(f"there may be more of them than {limit} (--limit)\n")
     if compared.lost:
         raise SystemExit(1)
+
+
+@dataclass
+class _Missing:
+    """Pictures without all their results, and how many of them each worker has not answered."""
+
+    pictures: int = 0
+    by_worker: Counter[str] = field(default_factory=Counter)
 
 
 def _busy(settings: Settings) -> list[str]:
@@ -97,12 +111,12 @@ def _ask_again(
     limit: int,
     look_only: bool,
     as_json: bool,
-) -> int:
-    count, after = 0, ""
-    while count < limit:
+) -> _Missing:
+    missing, after = _Missing(), ""
+    while missing.pictures < limit:
         page = reconciliation.unanswered(
             older_than_seconds=seconds,
-            limit=min(_PAGE, limit - count),
+            limit=min(_PAGE, limit - missing.pictures),
             after=after,
             extra_classifiers=settings.extra_classifiers,
             busy=list(busy),
@@ -112,10 +126,12 @@ def _ask_again(
         if not look_only:
             reconciliation.ask_again([each.image_id for each in page])
         for each in page:
+            missing.by_worker.update(each.workers)
             done = "left" if look_only else "asked for again"
             _tell("picture without results", each.image_id, done, as_json, workers=list(each.workers))
-        count, after = count + len(page), page[-1].image_id
-    return count
+        missing.pictures += len(page)
+        after = page[-1].image_id
+    return missing
 
 
 def _tell(finding: str, name: str, done: str, as_json: bool, **more: Any) -> None:
