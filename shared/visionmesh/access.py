@@ -250,7 +250,10 @@ def _foreign_page(scope: Scope, method: str) -> JSONResponse | None:
             "under that name, ask for keys: MESH_REQUIRE_API_KEYS=true.",
         )
     origin = headers.get(b"origin", b"").decode("latin-1")
-    if origin and method not in _SAFE_METHODS and _host(origin) != host:
+    foreign = origin and method not in _SAFE_METHODS and _host(origin) != host
+    # Browsers say so of what a page loads as well, a picture for example, for which they send no origin.
+    loaded = headers.get(b"sec-fetch-site") == b"cross-site" and headers.get(b"sec-fetch-mode") != b"navigate"
+    if foreign or loaded:
         return _refusal(403, "foreign_origin", "A page of another site may not do this.")
     return None
 

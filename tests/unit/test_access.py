@@ -346,6 +346,21 @@ def test_a_page_of_another_site_may_not_upload(origin: str | None, allowed: bool
     assert on_loopback().get("/docs", headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [
+        ("cross-site", "no-cors", 403),
+        ("cross-site", "cors", 403),
+        ("cross-site", "navigate", 200),
+        ("same-site", "no-cors", 200),
+        ("none", "navigate", 200),
+    ],
+)
+def test_a_page_of_another_site_loads_nothing_and_may_have_links(site: str, mode: str, status: int) -> None:
+    headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+    assert on_loopback().get("/docs", headers=headers).status_code == status
+
+
 # What has to be settled before the start ------------------------------------------------------------------
 
 
