@@ -130,6 +130,10 @@ class Database:
         finally:
             self._slots.put(None if connection.closed else connection)
 
+    def one_more(self) -> Self:
+        """The same server by one connection beside these, for what holds it while others are asked for."""
+        return type(self)(self._conninfo, pool_size=1)
+
     def ping(self) -> None:
         """Returns if the server answers; raises `Unavailable` if not."""
         with self.transaction() as connection:

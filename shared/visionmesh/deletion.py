@@ -355,7 +355,7 @@ class PostgresDeletions:
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        with self._database.transaction() as connection:
+        with self._database.one_more() as database, database.transaction() as connection:
             got = connection.execute("SELECT pg_try_advisory_lock(%s)", (_ROUND_LOCK,)).fetchone() == (True,)
             # The lock is the connection's and not the transaction's, which would be too long an idle one.
             connection.commit()

@@ -398,6 +398,13 @@ def test_no_table_is_read_whole_for_what_is_old(dsn: str, question: str) -> None
     assert "Seq Scan" not in "\n".join(line for (line,) in plan), plan
 
 
+def test_a_process_with_one_connection_keeps_as_well(dsn: str) -> None:
+    with Database(dsn, pool_size=1) as database:
+        PostgresResultStore(database).save([OutcomeRow("a", "qr-decoder", "done")])
+        RetentionKeeper(Eraser(PostgresDeletions(database), Store(), MemoryCache()), retention_days=-1).keep()
+        assert PostgresImages(database).results("a") is None
+
+
 def test_writers_do_not_wait_for_each_other(database: Database, dsn: str) -> None:
     with psycopg.connect(dsn) as writer:
         writer.execute(BEFORE_WRITING)
