@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -311,6 +312,8 @@ def tell_uploads(bursts: Sequence[Burst], uploads: Sequence[Upload]) -> bool:
         figure(f"burst: upload p{share * 100:.0f}, before", [percentile(usual, share)], "ms")
         taken = [percentile([each.seconds * 1000 for each in during], share) for during in times]
         figure(f"burst: upload p{share * 100:.0f}, in a burst", taken, "ms")
+    stalls = [longest_gap([each.due + each.seconds for each in during]) for during in times]
+    figure("burst: longest time without an answer", stalls, "s")
     unstated = [each for each in uploads if each.status != 202 and (each.status, each.code) not in STATED]
     refused = sum(each.status != 202 for each in uploads)
     print(
@@ -319,6 +322,11 @@ def tell_uploads(bursts: Sequence[Burst], uploads: Sequence[Upload]) -> bool:
     for each in unstated[:10]:
         print(f"  {each}")
     return not unstated
+
+
+def longest_gap(times: Sequence[float]) -> float:
+    """The longest time between one and the next. times: in any order."""
+    return max((later - earlier for earlier, later in pairwise(sorted(times))), default=0.0)
 
 
 def tell_lag(bursts: Sequence[Burst], samples: Sequence[Sample]) -> None:
