@@ -54,7 +54,7 @@ WORKERS = ("feature-extractor", "qr-decoder")
 CLASSIFIERS = 3
 
 # How long everything may take to come home. No measurement: a hang must end.
-HOME_SECONDS = 300.0
+HOME_SECONDS = 600.0
 
 _CLIENTS = 8
 # The server gives up a connection that nobody used for 5 s.
