@@ -103,9 +103,12 @@ def print_use(state: str, used: Mapping[str, Use], seconds: float) -> None:
         figure(f"containers, {state}: {name}, memory", [use.highest / 2**20], "MiB")
         figure(f"containers, {state}: {name}, processor", [use.cpu_seconds / seconds], "cores")
     together = sum(use.highest for use in used.values())
-    cores = sum(use.cpu_seconds for use in used.values()) / seconds
     figure(f"containers, {state}: all, memory / the seed's 4 GB", [together / SEED_BYTES], "x")
-    figure(f"containers, {state}: all, processor", [cores], "cores")
+    figure(f"containers, {state}: all, processor", [cpu_seconds(used) / seconds], "cores")
+
+
+def cpu_seconds(used: Mapping[str, Use]) -> float:
+    return sum(use.cpu_seconds for use in used.values())
 
 
 def uploaded(picture: bytes, rate: float, seconds: float, tasks: str) -> int:
@@ -152,9 +155,9 @@ def predicted(mesh: ComposeMesh, count: int) -> None:
 def resources(mesh: ComposeMesh, rate: float, seconds: float, tasks: str) -> None:
     """What each container takes: nobody asking, then `rate` pictures a second until all are predicted."""
     engine = Engine()
-    with watched(engine, mesh.project) as used:
+    with watched(engine, mesh.project) as idle:
         time.sleep(seconds / 2)
-    print_use("idle", used, seconds / 2)
+    print_use("idle", idle, seconds / 2)
     before = int(mesh.sql("select count(*) from predictions")[0][0])
     picture = (ROOT / "samples" / "cat.jpg").read_bytes()
     began = time.perf_counter()
