@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin import OffsetSpec as OffsetSpec  # type: ignore[attr-defined]
 
 from visionmesh.errors import Unavailable
-from visionmesh.kafka import Message, client_config, unavailable
+from visionmesh.kafka import Message, asked_again, client_config
 from visionmesh.observability import metrics
 from visionmesh.settings import Settings
 
@@ -40,19 +40,6 @@ _LOOK_SECONDS: Final = 10.0
 _REQUEST_SECONDS: Final = 5.0
 # Whose first message was not there by then is asked again at the next look.
 _FETCH_SECONDS: Final = 2.0
-
-# What a broker says while a topic is made, or while another one takes its work over.
-_PASSING: Final = frozenset(
-    {
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.NOT_COORDINATOR,
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-    }
-)
-_PASSING_SECONDS: Final = 0.2
 
 # It never joins, commits nothing, and no such group exists.
 _NO_GROUP: Final = "visionmesh-lag"
@@ -120,14 +107,7 @@ class GroupLags:
 
     def read(self) -> list[GroupLag]:
         """One for each reader whose topic exists. Raises `Unavailable`."""
-        deadline = time.monotonic() + _REQUEST_SECONDS
-        while True:
-            try:
-                return self._read()
-            except KafkaException as error:
-                if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
-                    raise unavailable(error.args[0]) from error
-            time.sleep(_PASSING_SECONDS)
+        return asked_again(self._read)
 
     def close(self) -> None:
         for consumer in (*self._groups.values(), self._consumer):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import msgspec
 import structlog
@@ -52,9 +52,24 @@ _AS_THE_BROKER: Final = -1
 # How many batches a consumer has fetched ahead, per partition.
 _BATCHES_FETCHED: Final = 20
 
+# What a broker says while a topic is made, or while another one takes its work over.
+_PASSING: Final = frozenset(
+    {
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+    }
+)
+_PASSING_SECONDS: Final = 5.0
+_PASSING_WAIT_SECONDS: Final = 0.2
+
 # As confluent-kafka types them; the mesh writes bytes alone.
 Header = tuple[str, str | bytes | None]
 Delivered = Callable[[str | None], None]
+Answer = TypeVar("Answer")
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -353,6 +368,18 @@ def unavailable(error: KafkaError) -> Unavailable:
     return Unavailable("kafka", error.str())
 
 
+def asked_again(ask: Callable[[], Answer]) -> Answer:
+    """What `ask` returns, asked again for 5 s while what a broker says will pass. Raises `Unavailable`."""
+    deadline = time.monotonic() + _PASSING_SECONDS
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
+                raise unavailable(error.args[0]) from error
+        time.sleep(_PASSING_WAIT_SECONDS)
+
+
 @dataclass(frozen=True)
 class PartitionOffsets:
     """One partition as a group sees it. `committed` is None where the group never committed."""
@@ -381,18 +408,18 @@ class GroupOffsets:
 
     def read(self) -> list[PartitionOffsets]:
         """Watermarks and committed offsets of every partition. Raises `Unavailable`."""
-        try:
-            metadata = self._consumer.list_topics(self._topic, timeout=5).topics[self._topic]
-            if metadata.error is not None:
-                raise unavailable(metadata.error)
-            partitions = [TopicPartition(self._topic, number) for number in sorted(metadata.partitions)]
-            found = []
-            for position in self._consumer.committed(partitions, timeout=5):
-                low, high = self._consumer.get_watermark_offsets(position, timeout=5)
-                committed = position.offset if position.offset >= 0 else None
-                found.append(PartitionOffsets(position.partition, low, high, committed))
-        except KafkaException as error:
-            raise unavailable(error.args[0]) from error
+        return asked_again(self._read)
+
+    def _read(self) -> list[PartitionOffsets]:
+        metadata = self._consumer.list_topics(self._topic, timeout=5).topics[self._topic]
+        if metadata.error is not None:
+            raise unavailable(metadata.error)
+        partitions = [TopicPartition(self._topic, number) for number in sorted(metadata.partitions)]
+        found = []
+        for position in self._consumer.committed(partitions, timeout=5):
+            low, high = self._consumer.get_watermark_offsets(position, timeout=5)
+            committed = position.offset if position.offset >= 0 else None
+            found.append(PartitionOffsets(position.partition, low, high, committed))
         return found
 
     def close(self) -> None:

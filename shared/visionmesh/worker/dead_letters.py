@@ -16,7 +16,16 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from visionmesh.errors import Unavailable
-from visionmesh.kafka import Header, KafkaPublisher, Message, Record, client_config, headers_of, unavailable
+from visionmesh.kafka import (
+    Header,
+    KafkaPublisher,
+    Message,
+    Record,
+    asked_again,
+    client_config,
+    headers_of,
+    unavailable,
+)
 from visionmesh.settings import Settings
 
 log = structlog.get_logger()
@@ -133,7 +142,7 @@ def read_dead_letters(settings: Settings, topic: str) -> Iterator[DeadLetter]:
         if metadata.error is not None:
             raise unavailable(metadata.error)
         partitions = [TopicPartition(topic, number) for number in sorted(metadata.partitions)]
-        for position in consumer.committed(partitions, timeout=_READ_SECONDS):
+        for position in asked_again(lambda: consumer.committed(partitions, timeout=_READ_SECONDS)):
             low, high = consumer.get_watermark_offsets(position, timeout=_READ_SECONDS)
             for message in read_partition(consumer, TopicPartition(topic, position.partition, low), high):
                 yield _letter(message, replayed=message.offset() < position.offset)
