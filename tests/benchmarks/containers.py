@@ -170,12 +170,10 @@ def resources(mesh: ComposeMesh, rate: float, seconds: float, tasks: str) -> Non
     print_use(state, used, taken)
     figure(f"containers, {state}: uploads accepted", [count / sent], "img/s")
     figure(f"containers, {state}: pictures predicted (goal {SEED_RATE})", [count / taken], "img/s")
-    per_picture = sum(use.cpu_seconds for use in used.values()) / count
-    figure(
-        f"containers, {state}: processor of {SEED_RATE}/s / the seed's 3",
-        [per_picture * SEED_RATE / SEED_CORES],
-        "x",
-    )
+    # Where the machine can't go at that rate: what it takes idle, and what each picture adds.
+    idle_cores = cpu_seconds(idle) / (seconds / 2)
+    cores = idle_cores + (cpu_seconds(used) - idle_cores * taken) / count * SEED_RATE
+    figure(f"containers, {state}: processor of {SEED_RATE}/s / the seed's 3", [cores / SEED_CORES], "x")
 
 
 def scaling(mesh: ComposeMesh, messages: int, rounds: int) -> None:
