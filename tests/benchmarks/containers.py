@@ -28,7 +28,7 @@ from benchmarks.replicas import unlike_any
 from compose_mesh import ROOT, ComposeMesh, compose_mesh, http
 from visionmesh.kafka import partition_offsets
 from visionmesh.settings import Settings
-from visionmesh.topics import FEATURES, IMAGES, Topic
+from visionmesh.topics import FEATURES, IMAGES
 
 # The first design's table of the whole system.
 SEED_CORES: Final = 3
@@ -132,14 +132,12 @@ def settings(mesh: ComposeMesh) -> Settings:
     return Settings(kafka_bootstrap=f"127.0.0.1:{mesh.values['KAFKA_PORT']}")
 
 
-def drained(mesh: ComposeMesh, *groups: str) -> None:
-    """Until nothing of the topic of descriptors waits for these groups."""
+def drained(mesh: ComposeMesh, topic: str, group: str) -> None:
+    """Until nothing of the topic waits for this group."""
     deadline = time.monotonic() + _DRAINED_SECONDS
-    while any(
-        place.lag for group in groups for place in partition_offsets(settings(mesh), FEATURES.name, group)
-    ):
+    while any(place.lag for place in partition_offsets(settings(mesh), topic, group)):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{groups} still have messages waiting")
+            raise RuntimeError(f"{group} still has messages waiting")
         time.sleep(0.2)
 
 
@@ -153,7 +151,7 @@ def predicted(mesh: ComposeMesh, count: int) -> None:
 
 
 def resources(mesh: ComposeMesh, rate: float, seconds: float, tasks: str) -> None:
-    """What each container takes: nobody asking, then `rate` pictures a second until all are predicted."""
+    """What each container takes: nobody asking, then `rate` pictures a second until all are done."""
     engine = Engine()
     with watched(engine, mesh.project) as idle:
         time.sleep(seconds / 2)
@@ -166,7 +164,7 @@ def resources(mesh: ComposeMesh, rate: float, seconds: float, tasks: str) -> Non
         sent = time.perf_counter() - began
         predicted(mesh, before + count * len(CLASSIFIERS))
         # Those that it is not to look at are passed over at once.
-        drained(mesh, IMAGES, "qr-decoder")
+        drained(mesh, IMAGES.name, "qr-decoder")
     taken = time.perf_counter() - began
     state = f"{tasks} at {rate:g}/s"
     print_use(state, used, taken)
@@ -193,13 +191,12 @@ def scaling(mesh: ComposeMesh, messages: int, rounds: int) -> None:
                 producer.produce(FEATURES.name, json.dumps(message), image_id)
                 producer.poll(0)
             producer.flush()
-            drained(mesh, FEATURES, "classifier-fast")
+            drained(mesh, FEATURES.name, "classifier-fast")
             found.append(messages / (time.perf_counter() - began))
     for replicas, found in rates.items():
         figure(f"containers: classifier-fast x {replicas}", found, "msg/s")
-        figure(
-            f"containers: {replicas} replicas / 1", [a / b for a, b in zip(found, rates[1], strict=True)], "x"
-        )
+        times = [rate / alone for rate, alone in zip(found, rates[1], strict=True)]
+        figure(f"containers: classifier-fast x {replicas} / x 1", times, "x")
 
 
 def spread(mesh: ComposeMesh) -> None:
