@@ -132,13 +132,13 @@ def settings(mesh: ComposeMesh) -> Settings:
     return Settings(kafka_bootstrap=f"127.0.0.1:{mesh.values['KAFKA_PORT']}")
 
 
-def drained(mesh: ComposeMesh, topic: str, group: str) -> None:
-    """Until nothing of the topic waits for this group."""
+def drained(mesh: ComposeMesh, topic: str, group: str, *, to: int = 0) -> None:
+    """Until no more than `to` messages of the topic wait for this group."""
     deadline = time.monotonic() + _DRAINED_SECONDS
-    while any(place.lag for place in partition_offsets(settings(mesh), topic, group)):
+    while sum(place.lag for place in partition_offsets(settings(mesh), topic, group)) > to:
         if time.monotonic() > deadline:
             raise RuntimeError(f"{group} still has messages waiting")
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
 def predicted(mesh: ComposeMesh, count: int) -> None:
@@ -176,23 +176,33 @@ def resources(mesh: ComposeMesh, rate: float, seconds: float, tasks: str) -> Non
     figure(f"containers, {state}: processor of {SEED_RATE}/s / the seed's 3", [cores / SEED_CORES], "x")
 
 
-def scaling(mesh: ComposeMesh, messages: int, rounds: int) -> None:
-    """Descriptors a second that one, two and four replicas of a classifier work off, the other two away."""
+def publish(mesh: ComposeMesh, messages: int, prefix: str) -> None:
+    """Descriptors as the extractor publishes them."""
     producer = Producer({"bootstrap.servers": f"127.0.0.1:{mesh.values['KAFKA_PORT']}"})
+    for number in range(messages):
+        message = {"image_id": f"{prefix}-{number}", "descriptors": [0.1] * 20, "descriptor_count": 20}
+        producer.produce(FEATURES.name, json.dumps(message), message["image_id"])
+        producer.poll(0)
+    producer.flush()
+
+
+def scaling(mesh: ComposeMesh, messages: int, rounds: int) -> None:
+    """Descriptors a second that one, two and four replicas of a classifier work off, the other two away.
+
+    All wait when the replicas start. The first and the last tenth, in which some may be idle, are left out.
+    """
     rates: dict[int, list[float]] = {1: [], 2: [], 4: []}
-    away = dict.fromkeys(CLASSIFIERS[1:], 0)
     for turn in range(rounds):
         for replicas, found in rates.items():
-            mesh.up("--no-recreate", "--no-deps", replicas={"classifier-fast": replicas, **away})
+            mesh.up("--no-recreate", "--no-deps", replicas=dict.fromkeys(CLASSIFIERS, 0))
+            publish(mesh, messages, f"scaling-{turn}-{replicas}")
+            up = ("up", "--detach", "--no-recreate", "--no-deps", "--scale", f"classifier-fast={replicas}")
+            mesh.compose(*up, "classifier-fast")
+            drained(mesh, FEATURES.name, "classifier-fast", to=messages * 9 // 10)
             began = time.perf_counter()
-            for number in range(messages):
-                image_id = f"scaling-{turn}-{replicas}-{number}"
-                message = {"image_id": image_id, "descriptors": [0.1] * 20, "descriptor_count": 20}
-                producer.produce(FEATURES.name, json.dumps(message), image_id)
-                producer.poll(0)
-            producer.flush()
+            drained(mesh, FEATURES.name, "classifier-fast", to=messages // 10)
+            found.append(messages * 0.8 / (time.perf_counter() - began))
             drained(mesh, FEATURES.name, "classifier-fast")
-            found.append(messages / (time.perf_counter() - began))
     for replicas, found in rates.items():
         figure(f"containers: classifier-fast x {replicas}", found, "msg/s")
         times = [rate / alone for rate, alone in zip(found, rates[1], strict=True)]
@@ -211,8 +221,8 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="mesh bench containers", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="of load")
     parser.add_argument("--rate", type=float, default=SEED_RATE, help="pictures a second")
-    parser.add_argument("--tasks", nargs="+", default=["classify", "classify,qr"])
-    parser.add_argument("--messages", type=int, default=30_000, help="of one round of scaling")
+    parser.add_argument("--tasks", nargs="*", default=["classify", "classify,qr"])
+    parser.add_argument("--messages", type=int, default=60_000, help="of one round of scaling")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     with TemporaryDirectory(prefix="mesh-bench-") as name, compose_mesh(Path(name)) as mesh:
