@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin import OffsetSpec as OffsetSpec  # type: ignore[attr-defined]
 
 from visionmesh.errors import Unavailable
-from visionmesh.kafka import Message, asked_again, client_config
+from visionmesh.kafka import Message, asked_again, client_config, onlooker
 from visionmesh.observability import metrics
 from visionmesh.settings import Settings
 
@@ -88,10 +88,7 @@ class GroupLags:
         self._admin = AdminClient(client_config(settings))
         # Each asks for its group's offsets and joins nothing. The admin client could ask for all, but ends
         # the process when a broker answers that it is not a group's coordinator (librdkafka issue 5315).
-        self._groups = {
-            group: Consumer(client_config(settings) | {"group.id": group, "enable.auto.commit": False})
-            for group in {group for _, group in readers}
-        }
+        self._groups = {group: onlooker(settings, group) for group in {group for _, group in readers}}
         self._consumer = Consumer(
             client_config(settings)
             | {

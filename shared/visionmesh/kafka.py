@@ -396,6 +396,11 @@ class PartitionOffsets:
         return max(0, self.high - max(self.low, self.committed or 0))
 
 
+def onlooker(settings: Settings, group: str) -> Consumer:
+    """A consumer that looks up or commits a group's offsets and joins nothing."""
+    return Consumer(client_config(settings) | {"group.id": group, "enable.auto.commit": False})
+
+
 class GroupOffsets:
     """The offsets of a group, looked up again and again over the same connection; it joins nothing.
 
@@ -404,7 +409,7 @@ class GroupOffsets:
 
     def __init__(self, settings: Settings, topic: str, group: str) -> None:
         self._topic = topic
-        self._consumer = Consumer(client_config(settings) | {"group.id": group, "enable.auto.commit": False})
+        self._consumer = onlooker(settings, group)
 
     def read(self) -> list[PartitionOffsets]:
         """Watermarks and committed offsets of every partition. Raises `Unavailable`."""

@@ -80,19 +80,17 @@ def tail(
 ) -> None:
     """Print messages as they arrive, one JSON line each; Ctrl-C ends it. Commits nothing."""
     connect(directory)
-    from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
+    from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaException, TopicPartition
 
     from visionmesh.errors import Unavailable
-    from visionmesh.kafka import client_config
+    from visionmesh.kafka import onlooker
     from visionmesh.settings import get_settings
     from visionmesh.topics import TOPICS, dead_letter_topics
 
     settings = get_settings()
     named = topics or [*(topic.name for topic in TOPICS), *dead_letter_topics(settings.extra_classifiers)]
     # The client demands a group; nothing is ever committed for it.
-    consumer = Consumer(
-        client_config(settings) | {"group.id": "mesh-topics-tail", "enable.auto.commit": False}
-    )
+    consumer = onlooker(settings, "mesh-topics-tail")
     try:
         start = OFFSET_BEGINNING if beginning else OFFSET_END
         places = []

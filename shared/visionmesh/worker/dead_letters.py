@@ -24,6 +24,7 @@ from visionmesh.kafka import (
     asked_again,
     client_config,
     headers_of,
+    onlooker,
     unavailable,
 )
 from visionmesh.settings import Settings
@@ -209,7 +210,7 @@ def replay(settings: Settings, topic: str, *, limit: int | None = None) -> int:
     replay sends again at most what this one had not yet written down: readers bear a message twice.
     """
     publisher = KafkaPublisher(settings)
-    consumer = Consumer(client_config(settings) | {"group.id": REPLAY_GROUP, "enable.auto.commit": False})
+    consumer = onlooker(settings, REPLAY_GROUP)
     done: dict[int, int] = {}
     seen: set[tuple[str, str, str]] = set()
     sent = 0
