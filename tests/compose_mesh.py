@@ -22,6 +22,7 @@ import httpx
 import yaml
 
 from visionmesh.accounts import ACCOUNTS
+from visionmesh.compose import ComposeError
 
 ROOT: Final = Path(__file__).parents[1]
 ADDRESS: Final = os.environ.get("MESH_PUBLISH_ADDRESS", "127.0.0.1")
@@ -45,10 +46,6 @@ PORTS: Final = (
     "GRAFANA_PORT",
     "KAFKA_UI_PORT",
 )
-
-
-class ComposeError(Exception):
-    """A command of compose that failed, with what it said."""
 
 
 @dataclass(frozen=True)

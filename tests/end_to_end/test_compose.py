@@ -26,8 +26,9 @@ from minio import Minio
 from PIL import Image, ImageDraw
 from websockets.sync.client import connect
 
-from compose_mesh import ADDRESS, ROOT, ComposeError, ComposeMesh, compose_mesh, http
+from compose_mesh import ADDRESS, ROOT, ComposeMesh, compose_mesh, http
 from promql import asked, seldom
+from visionmesh.compose import ComposeError
 from visionmesh.topics import CLASSIFIERS, IMAGES
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]

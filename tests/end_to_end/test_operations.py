@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ import httpx
 import pytest
 from confluent_kafka import Producer
 
+import waiting
 from running_mesh import RunningMesh, running_mesh
 from visionmesh.kafka import partition_offsets
 from visionmesh.mesh import SERVICES
@@ -39,18 +40,12 @@ GOLDENS = Path(__file__).parent.parent / "contract" / IMAGES
 
 # Services are started one after the other, each of which takes seconds on a busy machine.
 DEADLINE_SECONDS = 600.0
+until = partial(waiting.eventually, seconds=DEADLINE_SECONDS)
 
 # Between two uploads: services are replaced under load, and the pictures have all to be looked at afterwards.
 PAUSE_SECONDS = 0.2
 
 pytestmark = pytest.mark.timeout(3600)
-
-
-def until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"no {what} after {DEADLINE_SECONDS:.0f} s"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import structlog
 import valkey
 from prometheus_client import REGISTRY
 
+import waiting
 from visionmesh.cache import Cache, NoCache, ValkeyCache, open_cache
 from visionmesh.errors import Unavailable
 from visionmesh.settings import Settings
@@ -22,6 +23,7 @@ from visionmesh.stack import Stack
 from visionmesh.testing.cache import MemoryCache
 
 DEADLINE_SECONDS = 30.0
+until = partial(waiting.eventually, seconds=DEADLINE_SECONDS)
 SHORT_PAUSE_SECONDS = 0.01
 
 
@@ -88,13 +90,6 @@ def subject(request: pytest.FixtureRequest) -> Subject:
     if request.param == "memory":
         return in_memory()
     return on_a_server(request.getfixturevalue("session_stack"))
-
-
-def until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS:.0f} s: {what}"
-        time.sleep(0.01)
 
 
 def takes_values(cache: Cache) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import small_models
+import waiting
 from classifier import __main__ as main
 from classifier.domain import MICRO_BATCH
 from classifier.step import make_step
@@ -29,6 +30,7 @@ from visionmesh.worker.loop import Worker
 
 GROUP = "classifier-fast"
 DEADLINE = 30.0
+until = partial(waiting.eventually, seconds=DEADLINE)
 
 
 class Counting(Model):
@@ -67,13 +69,6 @@ def working(broker: MemoryBroker, model: Model, store: MemoryResultStore) -> Ite
     assert not thread.is_alive()
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("waiting", [1, 255, 256, 600])
 def test_whatever_waits_goes_through_the_model_together(waiting: int) -> None:
     broker, model, store = MemoryBroker(), Counting.made(), MemoryResultStore()
@@ -83,7 +78,7 @@ def test_whatever_waits_goes_through_the_model_together(waiting: int) -> None:
         message = ImageFeatures(f"image-{number}", descriptors, 20)
         broker.append(Record(FEATURES.name, message.image_id.encode(), msgspec.json.encode(message)))
     with working(broker, model, store):
-        until(lambda: broker.lag(FEATURES.name, GROUP) == 0)
+        until(lambda: broker.lag(FEATURES.name, GROUP) == 0, "the end of what waits")
     # What was there before the worker was, in as few runs as there can be.
     assert model.runs == [MICRO_BATCH] * (waiting // MICRO_BATCH) + [waiting % MICRO_BATCH] * (
         waiting % MICRO_BATCH > 0

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import psycopg
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+import waiting
 from ingest_api.deletion import deletion_routes
 from visionmesh import deletion
 from visionmesh.cache import Cache, ValkeyCache
@@ -47,6 +48,7 @@ from visionmesh.testing.results import MemoryImages, MemoryResultStore
 TABLES = (*deletion.IMAGE_TABLES, "deleted_images")
 DIGEST = "ab" * 32
 WAIT_SECONDS = 30.0
+until = partial(waiting.eventually, seconds=WAIT_SECONDS)
 
 
 class Store(MemoryObjectStore):
@@ -348,13 +350,6 @@ def test_no_table_is_left_out(dsn: str) -> None:
     assert {name for (name,) in found} == set(TABLES)
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_deletion_waits_for_who_is_writing_and_takes_that_along(database: Database, dsn: str) -> None:
     results, images = PostgresResultStore(database), PostgresImages(database)
     results.save([OutcomeRow("a", "qr-decoder", "done")])
@@ -364,8 +359,8 @@ def test_a_deletion_waits_for_who_is_writing_and_takes_that_along(database: Data
         deleting = threading.Thread(target=PostgresDeletions(database).delete, args=(["a"],))
         deleting.start()
         with psycopg.connect(dsn, autocommit=True) as looking:
-            waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-            until(lambda: (looking.execute(waiting).fetchone() or (0,))[0] == 1)
+            waiters = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            until(lambda: (looking.execute(waiters).fetchone() or (0,))[0] == 1, "a deletion that waits")
         writer.commit()
     deleting.join(WAIT_SECONDS)
     assert images.results("a") is None

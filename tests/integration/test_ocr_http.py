@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
+import waiting
 from answers import assert_error
 from ocr_double import CHOICE, page, pages, read_by_double
 from ocr_worker.http import Terms, make_app
@@ -32,6 +33,7 @@ TERMS = Terms(engines=2, deadline_seconds=30, waiting_limit=8, queue_limit=100, 
 
 # How long anything may take on a busy machine.
 PATIENCE_SECONDS = 30.0
+eventually = partial(waiting.eventually, seconds=PATIENCE_SECONDS)
 
 
 @dataclass
@@ -101,13 +103,6 @@ def sample(name: str) -> float:
 
 def is_reading() -> bool:
     return sample("mesh_ocr_engines_busy") > 0
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # At once
@@ -195,9 +190,9 @@ def test_one_engine_is_a_semaphore_others_wait_and_too_many_are_turned_away(
 
     with ThreadPoolExecutor(2) as callers:
         first = callers.submit(service.client.post, "/ocr", content=page(f"wait {gate}"))
-        eventually(is_reading)
+        eventually(is_reading, "an engine that reads")
         second = callers.submit(service.client.post, "/ocr", content=page("second"))
-        eventually(lambda: queue_size() == 1)
+        eventually(lambda: queue_size() == 1, "one that waits")
         third = service.client.post("/ocr", content=page("third"))
         gate.touch()
     assert_error(third, 429, "too_many_waiting")
@@ -215,7 +210,7 @@ def test_who_waits_beyond_the_deadline_is_told_and_not_read(
     with ThreadPoolExecutor(3) as callers:
         long = pages(f"wait {gate}", "two", "three", "four")
         answers = [callers.submit(service.client.post, "/ocr", content=long)]
-        eventually(is_reading)
+        eventually(is_reading, "an engine that reads")
         answers += [callers.submit(service.client.post, "/ocr", content=page(word)) for word in "ab"]
         for answer in answers:
             assert_error(answer.result(), 504, "answer_overdue")

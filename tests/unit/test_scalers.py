@@ -7,12 +7,14 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import waiting
 from visionmesh import mesh as supervisor
 from visionmesh import orders
 from visionmesh.autoscale import ScaleError
@@ -20,6 +22,7 @@ from visionmesh.mesh import Mesh, MeshError, Service, running_file
 from visionmesh.scalers import ComposeReplicas, MeshReplicas
 
 DEADLINE_SECONDS = 60.0
+until = partial(waiting.eventually, seconds=DEADLINE_SECONDS)
 
 # Ready at once; says in `/ready` nothing, and ends at SIGTERM.
 PROGRAM = """
@@ -68,13 +71,6 @@ def pids(mesh: Mesh) -> list[int | None]:
     return [replica.pid for replica in mesh.replicas if replica.service is WORKER]
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def is_gone(pid: int | None) -> bool:
     assert pid is not None
     try:
@@ -96,7 +92,7 @@ def test_replicas_come_and_go_while_the_mesh_runs(tmp_path: Path, broken: Path) 
         replicas.scale("worker", 1)
         assert replicas.replicas() == {"worker": 1, "device": 1}
         assert pids(mesh) == [first]
-        until(lambda: all(is_gone(pid) for pid in further))
+        until(lambda: all(is_gone(pid) for pid in further), "the end of the further ones")
         replicas.scale("worker", 0)
         replicas.scale("worker", 1)
         assert pids(mesh) != [first]

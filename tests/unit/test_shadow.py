@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from threading import Event
 
 import pytest
 from structlog.testing import capture_logs
 
+import waiting
 from visionmesh.errors import Unavailable
 from visionmesh.observability import metrics
 from visionmesh.results import (
@@ -22,6 +23,7 @@ from visionmesh.testing.results import MemoryResultStore
 
 WORKER = "classifier-apart"
 DEADLINE = 30.0
+eventually = partial(waiting.eventually, seconds=DEADLINE)
 
 
 def batch(number: int) -> list[Row]:
@@ -58,13 +60,6 @@ def failures() -> float:
     return metrics.SHADOW_FAILURES.labels(WORKER)._value.get()
 
 
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_rows_of_a_shadow_are_stored_apart() -> None:
     answers, unseen = MemoryResultStore(), MemoryResultStore()
     for _ in range(2):
@@ -95,7 +90,7 @@ def test_rows_that_can_not_be_stored_cost_the_answer_nothing(error: Exception) -
         store = ShadowsApart(answers, unseen, WORKER)
         for number in range(3):
             store.save(batch(number))
-        eventually(lambda: failures() == before + 3)
+        eventually(lambda: failures() == before + 3, "three failures")
         unseen.error = None
         store.save(batch(3))
         store.close(DEADLINE)
@@ -117,7 +112,7 @@ def test_nobody_waits_for_a_shadow_that_is_slow_to_store() -> None:
     assert len(answers.predictions()) == 20
     assert failures() == before + 3
     unseen.go.set()
-    eventually(lambda: len(unseen.shadow_features()) == 17)
+    eventually(lambda: len(unseen.shadow_features()) == 17, "the rows of the shadow")
     store.close(DEADLINE)
 
 
