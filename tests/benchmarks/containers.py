@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from confluent_kafka import Producer
@@ -26,9 +26,9 @@ from benchmarks.end_to_end import Client
 from benchmarks.figures import figure
 from benchmarks.replicas import unlike_any
 from compose_mesh import ROOT, ComposeMesh, compose_mesh, http
-from visionmesh.kafka import partition_offsets
+from visionmesh.kafka import GroupOffsets
 from visionmesh.settings import Settings
-from visionmesh.topics import FEATURES, IMAGES
+from visionmesh.topics import FEATURES, IMAGES, Topic
 
 # The first design's table of the whole system.
 SEED_CORES: Final = 3
@@ -132,22 +132,14 @@ def settings(mesh: ComposeMesh) -> Settings:
     return Settings(kafka_bootstrap=f"127.0.0.1:{mesh.values['KAFKA_PORT']}")
 
 
-def drained(mesh: ComposeMesh, topic: str, group: str, *, to: int = 0) -> None:
+def drained(mesh: ComposeMesh, topic: Topic[Any], group: str, *, to: int = 0) -> None:
     """Until no more than `to` messages of the topic wait for this group."""
     deadline = time.monotonic() + _DRAINED_SECONDS
-    while sum(place.lag for place in partition_offsets(settings(mesh), topic, group)) > to:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{group} still has messages waiting")
-        time.sleep(0.1)
-
-
-def predicted(mesh: ComposeMesh, count: int) -> None:
-    """Until there are so many predictions more than none."""
-    deadline = time.monotonic() + _DRAINED_SECONDS
-    while int(mesh.sql("select count(*) from predictions")[0][0]) < count:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{count} predictions did not come")
-        time.sleep(0.5)
+    with closing(GroupOffsets(settings(mesh), topic.name, group)) as offsets:
+        while sum(place.lag for place in offsets.read()) > to:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{group} still has messages waiting")
+            time.sleep(0.1)
 
 
 def resources(mesh: ComposeMesh, rate: float, seconds: float, tasks: str) -> None:
@@ -156,15 +148,16 @@ def resources(mesh: ComposeMesh, rate: float, seconds: float, tasks: str) -> Non
     with watched(engine, mesh.project) as idle:
         time.sleep(seconds / 2)
     print_use("idle", idle, seconds / 2)
-    before = int(mesh.sql("select count(*) from predictions")[0][0])
     picture = (ROOT / "samples" / "cat.jpg").read_bytes()
     began = time.perf_counter()
     with watched(engine, mesh.project) as used:
         count = uploaded(picture, rate, seconds, tasks)
         sent = time.perf_counter() - began
-        predicted(mesh, before + count * len(CLASSIFIERS))
-        # Those that it is not to look at are passed over at once.
-        drained(mesh, IMAGES.name, "qr-decoder")
+        # A message is finished when its results are stored. Those who are not to look pass over it at once.
+        drained(mesh, IMAGES, "feature-extractor")
+        drained(mesh, IMAGES, "qr-decoder")
+        for classifier in CLASSIFIERS:
+            drained(mesh, FEATURES, classifier)
     taken = time.perf_counter() - began
     state = f"{tasks} at {rate:g}/s"
     print_use(state, used, taken)
@@ -198,11 +191,11 @@ def scaling(mesh: ComposeMesh, messages: int, rounds: int) -> None:
             publish(mesh, messages, f"scaling-{turn}-{replicas}")
             up = ("up", "--detach", "--no-recreate", "--no-deps", "--scale", f"classifier-fast={replicas}")
             mesh.compose(*up, "classifier-fast")
-            drained(mesh, FEATURES.name, "classifier-fast", to=messages * 9 // 10)
+            drained(mesh, FEATURES, "classifier-fast", to=messages * 9 // 10)
             began = time.perf_counter()
-            drained(mesh, FEATURES.name, "classifier-fast", to=messages // 10)
+            drained(mesh, FEATURES, "classifier-fast", to=messages // 10)
             found.append(messages * 0.8 / (time.perf_counter() - began))
-            drained(mesh, FEATURES.name, "classifier-fast")
+            drained(mesh, FEATURES, "classifier-fast")
     for replicas, found in rates.items():
         figure(f"containers: classifier-fast x {replicas}", found, "msg/s")
         times = [rate / alone for rate, alone in zip(found, rates[1], strict=True)]
