@@ -21,12 +21,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--stack") == "native":
-        return
-    leave_out = pytest.mark.skip(reason="needs --stack native")
+    left_out = {}
+    if config.getoption("--stack") != "native":
+        left_out["native"] = "needs --stack native"
+    # Having the command says nothing: Docker may not run, or may run a mesh that somebody uses.
+    if "docker" not in config.option.markexpr:
+        left_out["docker"] = "needs Docker, and minutes for some: run with -m docker"
     for item in items:
-        if item.get_closest_marker("native"):
-            item.add_marker(leave_out)
+        for mark, reason in left_out.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -91,16 +91,8 @@ def pages_read(worker: str) -> float:
     return float(done.stdout.partition("\nmesh_ocr_pages_total ")[2].partition("\n")[0] or 0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def only_when_asked_for(request: pytest.FixtureRequest) -> None:
-    if "docker" not in request.config.option.markexpr:
-        pytest.skip("builds images and takes minutes: run with `pytest -m docker`")
-
-
 @pytest.fixture(scope="module")
-def mesh(
-    request: pytest.FixtureRequest, only_when_asked_for: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ComposeMesh]:
+def mesh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeMesh]:
     with compose_mesh(tmp_path_factory.mktemp("compose")) as mesh:
         try:
             mesh.up("--build", replicas={"classifier-fast": REPLICAS})
