@@ -33,7 +33,10 @@ INSIDE: Final = frozenset(("/ready", "/metrics"))
 # Every other route of every service. One that is missing here needs `operate`, and fails a test.
 ROUTES: Final[Mapping[tuple[str, str], api_keys.Scope]] = {
     ("GET", "/docs"): api_keys.Scope.READ,
-    ("GET", "/docs/oauth2-redirect"): api_keys.Scope.READ,
+    # What its page loads is no secret, but large: strangers could ask for it without limit.
+    ("GET", "/docs/swagger-ui-bundle.js"): api_keys.Scope.READ,
+    ("GET", "/docs/swagger-ui.css"): api_keys.Scope.READ,
+    ("GET", "/docs/favicon.png"): api_keys.Scope.READ,
     ("GET", "/openapi.json"): api_keys.Scope.READ,
     # ingest-api
     ("POST", "/upload"): api_keys.Scope.UPLOAD,

@@ -17,12 +17,14 @@ import msgspec
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from visionmesh.access import Gate, Guard
@@ -135,7 +137,10 @@ def create_app(
     details: what `/health` tells besides, at once; a `status` among it takes the place of `ok`.
     summary: what `/metrics` tells who would rather have JSON.
     """
-    app = _Application(title=service, lifespan=lifespan, redoc_url=None, responses=errors(*_BY_THE_GATE))
+    app = _Application(
+        title=service, lifespan=lifespan, docs_url=None, redoc_url=None, responses=errors(*_BY_THE_GATE)
+    )
+    _add_docs(app)
     readiness = Readiness(checks)
 
     @app.get("/health", summary="Whether the process is alive", responses=told(Alive))
@@ -178,6 +183,33 @@ def create_app(
     # Last, and so around it: what is refused is counted as well.
     app.add_middleware(_Shell, service=service, max_body_bytes=max_body_bytes)
     return app
+
+
+def _add_docs(app: FastAPI) -> None:
+    """`GET /docs` and what its page loads, all from here: FastAPI's own loads Swagger UI from the internet.
+
+    The files are those of fastapi-offline. Its application is not used: a function makes it, which ours can't
+    inherit from, and it has Redoc besides.
+    """
+    script, style, icon = "docs/swagger-ui-bundle.js", "docs/swagger-ui.css", "docs/favicon.png"
+    files = StaticFiles(packages=[("fastapi_offline", "static")])
+
+    async def page(_: Request) -> Response:
+        # Relative to the page's own address, so that they hold behind a proxy that puts something before it.
+        return get_swagger_ui_html(
+            title=f"{app.title} - Swagger UI",
+            openapi_url="openapi.json",
+            swagger_js_url=script,
+            swagger_css_url=style,
+            swagger_favicon_url=icon,
+        )
+
+    async def file(request: Request) -> Response:
+        return await files.get_response(request.url.path.rpartition("/")[2], request.scope)
+
+    app.add_route("/docs", page, include_in_schema=False)
+    for path in (script, style, icon):
+        app.add_route(f"/{path}", file, include_in_schema=False)
 
 
 def error_response(
