@@ -112,9 +112,19 @@ def test_the_board_calls_those_sensors_silent_that_the_alert_does() -> None:
 @every_runbook
 def test_links_lead_somewhere(runbook: Path) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", runbook.read_text()):
-        assert (runbook.parent / link).is_file(), link
+        path, _, heading = link.partition("#")
+        assert (runbook.parent / path).is_file(), link
+        assert not heading or heading in anchors(runbook.parent / path), link
     for path in re.findall(r"`((?:deploy|docs|shared|tests)/[\w./-]+)`", runbook.read_text()):
         assert (ROOT / path).exists(), path
+
+
+@every_runbook
+def test_who_lost_something_is_sent_to_where_backups_are_told_of(runbook: Path) -> None:
+    if re.search(r"\bbackups?\b", runbook.read_text(), re.IGNORECASE):
+        assert "(../../docs/operations.md#backup-and-restore)" in runbook.read_text()
+    guide = (ROOT / "docs/operations.md").read_text().split("\n## Backup and restore\n")[1].split("\n## ")[0]
+    assert {"mesh backup", "mesh restore"} <= set(re.findall(r"^    (mesh \w+)", guide, re.MULTILINE))
 
 
 @every_runbook
@@ -166,6 +176,12 @@ def test_reasons_of_dead_letters_are_those_of_the_code() -> None:
     for path in WORKERS:
         for file in [ROOT / path] if path.endswith(".py") else (ROOT / path).rglob("*.py"):
             assert set(re.findall(r'Rejected\(\s*"(\w+)"', file.read_text())) <= {*codes, *OVER_HTTP}, file
+
+
+def anchors(document: Path) -> set[str]:
+    """What links to its headings are called."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def commands(runbook: Path) -> list[str]:
