@@ -96,6 +96,7 @@ class Forwarder:
         self._stop = Event()
         self._thread = Thread(target=self._run, name=f"to-{sink.name}", daemon=True)
         self._published = metrics.EDGE_PUBLISHED.labels(sink.name)
+        metrics.from_zero(metrics.RETRIES, [sink.name], "edge-publisher")
         self.waiting_for: Unavailable | None = None
 
     def start(self) -> None:

@@ -83,6 +83,7 @@ class Isolated(Generic[T, R]):
             _Place(begin, tuple(preload), calls_per_child, resident_bytes) for _ in range(processes)
         ]
         self._free = _Free(self._places)
+        metrics.from_zero(metrics.ISOLATED_RESTARTS, metrics.ISOLATED_ENDS)
 
     def __enter__(self) -> Isolated[T, R]:
         try:

@@ -65,6 +65,7 @@ def open_source(
         model = load(settings, address, kind=kind)
         if not shadow:
             _announce(model)
+        metrics.from_zero(metrics.MODEL_REFUSALS, [model.name])
         yield FixedSource(model)
         return
     source = _Registered(Mlflow.from_settings(settings), Address.parse(address), kind, shadow)
@@ -152,6 +153,7 @@ class _Registered:
         # The version that was found to be at fault, so that it is not downloaded every time, and its fault.
         self._refused: str | None = None
         self._fault = ""
+        metrics.from_zero(metrics.MODEL_REFUSALS, [address.name])
 
     def current(self) -> Model:
         model = self._model

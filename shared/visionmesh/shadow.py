@@ -52,6 +52,7 @@ def open_store(
     settings: Settings, database: Database, worker: str, shadow: ModelSource | None
 ) -> Iterator[ResultStore]:
     """Where `worker` writes: to `database`, and apart from that what its model in shadow finds, if any."""
+    metrics.from_zero(metrics.SHADOW_FAILURES, [worker])
     answers = PostgresResultStore(database)
     if shadow is None:
         yield answers

@@ -25,10 +25,13 @@ _BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _CONFIDENCE: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
-def from_zero(counter: Counter, values: Iterable[str]) -> None:
-    """Shows a counter of one label at 0 for each of its values, so that what comes first is seen to come."""
+def from_zero(counter: Counter, values: Iterable[str], *before: str) -> None:
+    """Shows a counter at 0 for each value of its last label, so that what comes first is seen to come.
+
+    before: the values of the labels before that.
+    """
     for value in values:
-        counter.labels(value)
+        counter.labels(*before, value)
 
 
 # Worker
@@ -151,6 +154,7 @@ ISOLATED_RESTARTS: Final = Counter(
     "Child processes that ended early, by reason (crash, deadline, grown: held too much memory).",
     ["reason"],
 )
+ISOLATED_ENDS: Final = ("crash", "deadline", "grown")
 MODEL: Final = Info(
     "mesh_model",
     "The model that a feature-extractor or a classifier answers with, by `name`, `version` and `family`.",

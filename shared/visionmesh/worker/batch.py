@@ -100,6 +100,8 @@ class BatchRunner(Generic[C]):
         self._publish_seconds = metrics.PUBLISH_SECONDS.labels(name)
         self._age_seconds = metrics.AGE_SECONDS.labels(name)
         self._end_to_end_seconds = metrics.END_TO_END_SECONDS.labels(name)
+        # Those that every worker has; what else its step waits for shows when it does.
+        metrics.from_zero(metrics.RETRIES, ("kafka",) if store is None else ("kafka", "database"), name)
         self._started_ns = 0
         # The images that the step has at this moment, where attempts are written down.
         self._trying: list[str] = []
