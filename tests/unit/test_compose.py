@@ -298,6 +298,24 @@ def test_make_env_writes_every_secret_that_compose_asks_for(tmp_path: Path) -> N
     assert set(again) == set(written)
 
 
+def test_the_guide_says_what_no_backup_has() -> None:
+    """Of what outlives containers a backup has the three servers' data and nothing else."""
+    guide = (ROOT / "docs/operations.md").read_text().split("\n## Backup and restore\n")[1].split("\n## ")[0]
+    left_out = {
+        named
+        for row in re.findall(r"^\| (.+?) \|", guide, re.MULTILINE)
+        for named in re.findall(r"`([^`]+)`", row)
+    }
+    mounted = {volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
+    # Folders of the repository whose files are nobody else's.
+    secret = {path.removeprefix("./") for path in mounted if (ROOT / path / ".gitignore").is_file()}
+    assert secret
+    assert left_out >= COMPOSE["volumes"].keys() - {"postgres-data", "minio-data", "kafka-data"}
+    assert left_out >= {".env", str(KEYS_FILE.relative_to(ROOT)), "deploy/gateway/tls"}
+    (copied,) = re.findall(r"^    cp -Rp (.+) /elsewhere/mesh-secrets/$", guide, re.MULTILINE)
+    assert set(copied.split()) == {".env"} | secret
+
+
 def make_env(folder: Path) -> subprocess.CompletedProcess[str]:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
