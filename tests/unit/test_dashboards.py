@@ -101,6 +101,17 @@ def test_counters_are_shown_by_what_they_gain(expression: str) -> None:
         assert function in ("rate", "increase", "last_over_time")
 
 
+def test_what_fires_is_named_with_what_a_reader_looks_for_first() -> None:
+    (panel,) = (one for one in DASHBOARDS["overview"]["panels"] if one["title"] == "Alerts that fire")
+    (target,) = panel["targets"]
+    assert target["instant"]
+    assert target["format"] == "table"
+    (organized,) = panel["transformations"]
+    columns = organized["options"]["indexByName"]
+    assert sorted(columns, key=columns.get) == ["alertname", "severity", "job"]
+    assert panel["fieldConfig"]["defaults"]["noValue"], "a mesh that is well has no rows"
+
+
 @every_panel
 def test_only_a_number_shows_0_where_there_is_nothing(panel: dict[str, Any]) -> None:
     for target in panel["targets"]:

@@ -8,6 +8,7 @@ from boards import panels
 from boards.panels import (
     Panel,
     Query,
+    current,
     gained,
     graph,
     mean,
@@ -125,6 +126,13 @@ def _health() -> list[Panel]:
             "What all services hold together, their children included.",
             "bytes",
             "sum(mesh_process_resident_bytes)",
+        ),
+        current(
+            "Alerts that fire",
+            "By name, how bad each is, and what it is about; deploy/runbooks has a page for each.",
+            'ALERTS{alertstate="firing"}',
+            columns=("alertname", "severity", "job"),
+            nothing="No alert fires.",
         ),
     ]
 

@@ -186,6 +186,38 @@ def distribution(title: str, description: str, unit: str, expression: str, *, wi
     )
 
 
+def current(
+    title: str, description: str, expression: str, *, columns: Sequence[str], nothing: str, width: int = WIDTH
+) -> Panel:
+    """The series of this moment by their labels. columns: the labels that stand first. nothing: what is said
+    where there are no series.
+    """
+    # What all series have alike, and a value that says no more than that they are there.
+    hidden = ("Time", "Value", "__name__", "alertstate")
+    return (
+        table.Panel()
+        .title(title)
+        .description(description)
+        .datasource(METRICS)
+        .unit("none")
+        .height(6)
+        .span(width)
+        .no_value(nothing)
+        .with_target(
+            _target("A", Query(expression, "")).instant().format(prometheus_models.PromQueryFormat.TABLE)
+        )
+        .with_transformation(
+            dashboard.DataTransformerConfig(
+                id_val="organize",
+                options={
+                    "excludeByName": dict.fromkeys(hidden, True),
+                    "indexByName": {name: index for index, name in enumerate(columns)},
+                },
+            )
+        )
+    )
+
+
 def listing(title: str, description: str, sql: str, *, width: int = WIDTH, height: int = 9) -> Panel:
     """Rows straight from Postgres."""
     return (
