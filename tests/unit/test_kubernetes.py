@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from visionmesh.accounts import ACCOUNTS
 from visionmesh.settings import Settings
 from visionmesh.topics import PARTITIONS, readers
 
@@ -222,6 +223,17 @@ def test_who_needs_the_object_store_may_reach_it() -> None:
         "podSelector": {"matchLabels": {"app.kubernetes.io/part-of": "visionmesh"}},
         "policyTypes": ["Ingress", "Egress"],
     }
+
+
+@every_deployment
+def test_who_only_reads_pictures_has_a_key_that_only_reads(name: str) -> None:
+    (objects,) = {
+        account.objects for account in ACCOUNTS if name == account.name or name.startswith(f"{account.name}-")
+    }
+    secret = {"none": None, "read": "object-store-read", "write": "object-store"}[objects]
+    for half in ("access", "secret"):
+        wanted = secret and {"secretKeyRef": {"name": secret, "key": f"{half}-key"}}
+        assert variables(name).get(f"MESH_S3_{half.upper()}_KEY") == wanted
 
 
 def test_who_needs_the_cache_may_reach_it_and_nobody_else() -> None:
