@@ -39,23 +39,6 @@ _LABELS: Final = re.compile(
 )
 
 
-# Of what goes wrong, and of the memory of containers: a mesh that is well need not have any of it.
-_SELDOM: Final = {
-    "ALERTS",
-    "mesh_isolated_restarts_total",
-    "mesh_memory_kills_total",
-    "mesh_memory_limit_bytes",
-    "mesh_model_refusals_total",
-    "mesh_retries_total",
-    "mesh_shadow_failures_total",
-}
-
-
-def seldom(expression: str) -> bool:
-    """Whether there need not be any data in a mesh that is well."""
-    return bool(metrics_in(expression) & _SELDOM)
-
-
 def metrics_in(expression: str) -> set[str]:
     """The names of the series that a query selects."""
     return set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", _LABELS.sub(" ", expression))) - _WORDS
