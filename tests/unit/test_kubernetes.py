@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import pytest
 import yaml
+from psycopg.conninfo import conninfo_to_dict
 
 from visionmesh.accounts import ACCOUNTS
 from visionmesh.settings import Settings
@@ -201,11 +202,31 @@ def test_every_secret_is_one_that_the_readme_makes() -> None:
     named = set(re.findall(r"secretKeyRef: \{name: ([\w-]+)", written))
     named |= set(re.findall(r"secret(?:Ref: \{name|: \{secretName): ([\w-]+)", written))
     made = set(re.findall(r"create secret generic ([\w-]+)", README))
-    # CloudNativePG makes these two.
-    assert named == made | {"postgres-app", "postgres-superuser"}
+    # CloudNativePG makes these.
+    assert named == made | {"postgres-app", "postgres-superuser", "postgres-ca"}
     for key in set(re.findall(r"name: accounts, key: (\w+)", written)):
         assert f"--from-literal={key}=" in README
     assert "kind: Secret" not in written
+
+
+def test_postgres_is_believed_by_its_authority_and_its_name() -> None:
+    job = of_kind("Job")["prepare"]["spec"]["template"]["spec"]
+    prepares = {one["name"]: one for one in (*job["initContainers"], *job["containers"])}
+    every = EVERY_SERVICE["spec"]["template"]["spec"]
+    connecting = {name: (container(name), every["containers"][0], every) for name in DEPLOYMENTS}
+    connecting |= {name: (one, one, job) for name, one in prepares.items() if "env" in one}
+    assert connecting.keys() == DEPLOYMENTS.keys() | {"tables", "accounts", "dashboards", "buckets"}
+    (cluster,) = of_kind("Cluster", SERVERS)
+    for name, (own, mounting, pod) in connecting.items():
+        (dsn,) = (one["value"] for one in own["env"] if one["name"] == "MESH_POSTGRES_DSN")
+        address = conninfo_to_dict(dsn)
+        # A name in the certificate that CloudNativePG makes.
+        assert (address["sslmode"], address["host"]) == ("verify-full", f"{cluster}-rw"), name
+        folder, file = str(address["sslrootcert"]).rsplit("/", 1)
+        assert {"name": "postgres-ca", "mountPath": folder, "readOnly": True} in mounting["volumeMounts"]
+        # The authority's own key stands beside it.
+        secret = {"secretName": f"{cluster}-ca", "items": [{"key": file, "path": file}]}
+        assert {"name": "postgres-ca", "secret": secret} in pod["volumes"]
 
 
 def test_no_image_has_two_names() -> None:
