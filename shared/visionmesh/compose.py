@@ -6,6 +6,7 @@ Compose itself is asked, so that COMPOSE_FILE, COMPOSE_PROJECT_NAME, COMPOSE_PRO
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,6 +89,14 @@ class ComposeProject:
             return run_docker(self._folder, "exec", container.name, "python", "-c", _READY).strip()
         except ComposeError as error:
             return str(error).splitlines()[-1]
+
+    def connect(self) -> None:
+        """Points the settings at its servers, unless the environment points elsewhere.
+
+        To be called before `get_settings`.
+        """
+        for name, value in self.settings().items():
+            os.environ.setdefault(name, value)
 
     def settings(self) -> dict[str, str]:
         """By which variables this machine reaches the servers, with the owner's accounts."""

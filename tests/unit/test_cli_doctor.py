@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 from typer.testing import CliRunner
 
+from docker_double import DESCRIBED, put_in_front
 from visionmesh import mesh as supervisor
 from visionmesh.cli import app, prerequisites
 from visionmesh.cli.prerequisites import Engine, Prerequisite
@@ -154,44 +155,6 @@ def test_too_little_memory_is_a_note_where_no_containers_run(
 
 # In containers
 
-# What compose makes of the file and `.env`, as far as it is asked.
-DESCRIBED: dict[str, Any] = {
-    "kafka": {"restart": "unless-stopped", "ports": [{"target": 19092, "published": "19"}]},
-    "minio": {"restart": "unless-stopped", "ports": [{"target": 9001}, {"target": 9000, "published": "20"}]},
-    "postgres": {"restart": "unless-stopped", "ports": [{"target": 5432, "published": "21"}]},
-    "redis": {"restart": "unless-stopped", "ports": [{"target": 6379, "published": "22"}]},
-    "migrate": {
-        "environment": {
-            "MESH_S3_ACCESS_KEY": "mesh",
-            "MESH_S3_SECRET_KEY": "s3-secret",
-            "MESH_POSTGRES_DSN": "postgresql://mesh:pg-secret@postgres:5432/mesh",
-        }
-    },
-    "feature-extractor": {
-        "restart": "unless-stopped",
-        "environment": {"MESH_CACHE_URL": "redis://:cache-secret@redis:6379/0"},
-    },
-    "ingest-api": {
-        "restart": "unless-stopped",
-        "environment": {"MESH_EXTRA_CLASSIFIERS": '["night"]'},
-        "healthcheck": {"test": ["CMD", "python", "-c", "MESH_HTTP_PORT"]},
-    },
-}
-
-DOCKER = """#!/usr/bin/env python3
-import json, os, pathlib, sys
-folder = pathlib.Path(os.environ["DOCKER_DOUBLE"])
-match sys.argv[1:]:
-    case ["compose", "config", "--format", "json"]:
-        print((folder / "config").read_text())
-    case ["compose", "ps", "--all", "--format", "json"]:
-        print((folder / "containers").read_text())
-    case ["exec", "mesh-ingest-api-1", "python", "-c", _]:
-        print('{"checks": {"database": "away"}}')
-    case asked:
-        sys.exit(f"asked for {asked}")
-"""
-
 
 def container(service: str, **changed: Any) -> dict[str, Any]:
     """As `docker compose ps --format json` tells of one that is well."""
@@ -203,13 +166,7 @@ def container(service: str, **changed: Any) -> dict[str, Any]:
 def containers(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What a double of Docker says of containers; all are well."""
     monkeypatch.setattr(ComposeProject, "containers", CONTAINERS)
-    program = elsewhere / "bin" / "docker"
-    program.parent.mkdir()
-    program.write_text(DOCKER)
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("DOCKER_DOUBLE", str(elsewhere))
-    (elsewhere / "config").write_text(json.dumps({"services": DESCRIBED}))
+    put_in_front(elsewhere, monkeypatch)
     return [
         container("migrate", State="exited", Health="") if service == "migrate" else container(service)
         for service in DESCRIBED

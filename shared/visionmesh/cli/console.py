@@ -25,6 +25,11 @@ Directory = Annotated[
     ),
 ]
 
+Compose = Annotated[
+    bool,
+    typer.Option("--compose", help="The containers of the compose file, instead of what `mesh up` runs."),
+]
+
 INGEST_URL: Final = "http://127.0.0.1:8001"
 
 
@@ -49,11 +54,20 @@ def running(directory: Path) -> dict[str, Any] | None:
     return state
 
 
-def connect(directory: Path) -> None:
+def connect(directory: Path, *, compose: bool = False) -> None:
     """Points the settings at the mesh that runs in `directory`, unless the environment points elsewhere.
 
     To be called before `get_settings`: the embedded stack's servers have other ports every time.
+    compose: at the one in containers, whose ports and passwords are those of `.env`.
     """
+    if compose:
+        from visionmesh.compose import ComposeError, ComposeProject
+
+        try:
+            ComposeProject().connect()
+        except ComposeError as error:
+            fail(str(error))
+        return
     state = _expected(directory)
     for name, value in ({} if state is None else state["environment"]).items():
         os.environ.setdefault(name, value)

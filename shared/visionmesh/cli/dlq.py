@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from visionmesh.cli.console import DIRECTORY, Directory, connect, fail
+from visionmesh.cli.console import DIRECTORY, Compose, Directory, connect, fail
 
 app = typer.Typer(help="Dead letters: list, show, replay.", no_args_is_help=True)
 
@@ -19,10 +19,11 @@ TopicArgument = Annotated[str, typer.Argument(help="A dead-letter topic, as `mes
 @app.command("list")
 def list_letters(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per topic.")] = False,
+    compose: Compose = False,
     directory: Directory = DIRECTORY,
 ) -> None:
     """Count the dead letters of every topic, by reason."""
-    connect(directory)
+    connect(directory, compose=compose)
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -54,10 +55,11 @@ def show(
     topic: TopicArgument,
     limit: Annotated[int, typer.Option(help="At most so many.")] = 20,
     all_letters: Annotated[bool, typer.Option("--all", help="Also those that were replayed.")] = False,
+    compose: Compose = False,
     directory: Directory = DIRECTORY,
 ) -> None:
     """Print dead letters with their reasons, one JSON line each."""
-    connect(directory)
+    connect(directory, compose=compose)
     _check(topic)
     from visionmesh.settings import get_settings
     from visionmesh.worker.dead_letters import read_dead_letters
@@ -85,10 +87,11 @@ def replay(
     topic: TopicArgument,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    compose: Compose = False,
     directory: Directory = DIRECTORY,
 ) -> None:
     """Publish the original messages again to the topics they came from, each of them once."""
-    connect(directory)
+    connect(directory, compose=compose)
     _check(topic)
     from visionmesh.settings import get_settings
     from visionmesh.worker import dead_letters

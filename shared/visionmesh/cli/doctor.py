@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,8 +56,7 @@ def doctor(
     try:
         containers = _containers(project, wanted=compose) if state is None else []
         if compose or containers:
-            for name, value in project.settings().items():
-                os.environ.setdefault(name, value)
+            project.connect()
             services = [*_services_in(project, containers)]
         else:
             services = [*_services(state, directory)]

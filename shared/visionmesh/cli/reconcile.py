@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from visionmesh.cli.console import DIRECTORY, Directory, connect
+from visionmesh.cli.console import DIRECTORY, Compose, Directory, connect
 
 if TYPE_CHECKING:
     from visionmesh.reconcile import Reconciliation
@@ -31,13 +31,14 @@ def reconcile(
     ] = False,
     limit: Annotated[int, typer.Option(min=1, help="At most so many pictures are asked for again.")] = 10_000,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per finding.")] = False,
+    compose: Compose = False,
     directory: Directory = DIRECTORY,
 ) -> None:
     """Find objects without rows, rows without objects and pictures without results; ask for these again.
 
     Also goes on with deletions that are not finished. The exit status is 1 when objects are lost.
     """
-    connect(directory)
+    connect(directory, compose=compose)
     from visionmesh.cache import open_cache
     from visionmesh.database import Database
     from visionmesh.deletion import Eraser, PostgresDeletions

@@ -9,16 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
-from visionmesh.cli.console import DIRECTORY, Directory, complain, connect, fail
+from visionmesh.cli.console import DIRECTORY, Compose, Directory, complain, connect, fail
 
 if TYPE_CHECKING:
     from visionmesh.autoscale import Policy
     from visionmesh.scalers import Replicas
-
-Compose = Annotated[
-    bool,
-    typer.Option("--compose", help="The containers of the compose file, instead of what `mesh up` runs."),
-]
 
 _USAGE_STATUS: Final = 2
 
@@ -85,7 +80,7 @@ def autoscale(
 
     Never more than partitions, beyond which none has work. What it changed stays when it ends.
     """
-    connect(directory)
+    connect(directory, compose=compose)
     from visionmesh.autoscale import Autoscaler
     from visionmesh.scalers import KafkaLags
     from visionmesh.settings import get_settings

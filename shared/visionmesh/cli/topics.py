@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from visionmesh.cli.console import DIRECTORY, DIRECTORY_VARIABLE, Directory, complain, connect, fail
+from visionmesh.cli.console import DIRECTORY, DIRECTORY_VARIABLE, Compose, Directory, complain, connect, fail
 
 app = typer.Typer(help="Topics, groups and lag.", invoke_without_command=True)
 
@@ -21,14 +21,17 @@ _SECONDS: Final = 5.0
 def list_topics(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per topic and group.")] = False,
+    compose: Compose = False,
     directory: Directory = DIRECTORY,
 ) -> None:
     """List topics with their partitions, messages, consumer groups and lag."""
     if context.invoked_subcommand is not None:
-        # `mesh topics --directory X tail T`: the subcommand's option is X too, unless it has its own.
+        # `mesh topics --directory X tail T`: the subcommand's option is X too, unless it has its own;
+        # so with --compose.
         os.environ[DIRECTORY_VARIABLE] = str(directory)
+        context.default_map = {context.invoked_subcommand: {"compose": compose}}
         return
-    connect(directory)
+    connect(directory, compose=compose)
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -58,9 +61,9 @@ def list_topics(
 
 
 @app.command("create")
-def create(directory: Directory = DIRECTORY) -> None:
+def create(compose: Compose = False, directory: Directory = DIRECTORY) -> None:
     """Create the topics of the table and their dead-letter topics; those that exist stay as they are."""
-    connect(directory)
+    connect(directory, compose=compose)
     from visionmesh.kafka import create_topics
     from visionmesh.settings import get_settings
 
@@ -76,10 +79,11 @@ def tail(
     ] = None,
     beginning: Annotated[bool, typer.Option("--from-beginning", help="Also what is there already.")] = False,
     limit: Annotated[int | None, typer.Option(help="End after so many messages.")] = None,
+    compose: Compose = False,
     directory: Directory = DIRECTORY,
 ) -> None:
     """Print messages as they arrive, one JSON line each; Ctrl-C ends it. Commits nothing."""
-    connect(directory)
+    connect(directory, compose=compose)
     from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaException, TopicPartition
 
     from visionmesh.errors import Unavailable
