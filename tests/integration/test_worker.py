@@ -42,6 +42,7 @@ from visionmesh.worker.dead_letters import (
     replay,
 )
 from visionmesh.worker.loop import Worker
+from visionmesh.worker.retry import Stopped
 from visionmesh.worker.step import Done, Outgoing, Skipped, Step, Verdict
 
 DEADLINE = 20.0
@@ -690,6 +691,33 @@ def test_a_stop_in_the_middle_of_a_step_is_not_a_death(memory_mesh: Mesh) -> Non
     assert mesh.store.interrupted(mesh.name, ids(3)) == [0, 0, 0]
     assert mesh.cluster.lag(mesh.topic.name, mesh.name) == 3
     go_on.set()
+
+
+def test_a_stop_that_meets_the_end_of_an_outage_commits_nothing_that_was_given_up(
+    memory_mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop has looked whether it is to stop, and only then is it; the batch gives up at once."""
+    mesh = memory_mesh
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        raise Unavailable("object_store", "away")
+
+    _, worker = scripted_worker(mesh, step)
+    turn = worker._turn
+
+    def stopped_just_before() -> None:
+        job = worker._job
+        if job is not None and worker.status()["waiting_for"] is not None:
+            worker.stop()
+            assert isinstance(job.future.exception(DEADLINE), Stopped)
+            worker._commit_due = 0.0  # as it is after a second of waiting
+        turn()
+
+    monkeypatch.setattr(worker, "_turn", stopped_just_before)
+    mesh.put("only")
+    worker.run()
+    assert mesh.states() == {}
+    assert mesh.cluster.lag(mesh.topic.name, mesh.name) == 1
 
 
 def test_an_attempt_that_could_not_be_withdrawn_counts_once(memory_mesh: Mesh) -> None:

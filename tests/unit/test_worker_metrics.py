@@ -63,6 +63,7 @@ def run(image_ids: Sequence[str], verdict: Callable[[ImageUploaded, Topic[ImageF
     finally:
         worker.stop()
         thread.join(DEADLINE)
+    assert sample("mesh_messages_in_flight", worker=name) == 0
     return name
 
 
@@ -130,3 +131,14 @@ def test_whoever_names_sensors_at_will_makes_no_series_at_will() -> None:
     # All at once: the registry holds what every test before has counted, and each look reads the whole of it.
     (family,) = metrics.SENSOR_LAST_READING.collect()
     assert sum(one.labels["device_id"].startswith(prefix) for one in family.samples) == 1000
+
+
+def test_what_is_taken_and_not_finished_is_in_flight() -> None:
+    seen: list[float] = []
+
+    def look(value: ImageUploaded, out: Topic[ImageFeatures]) -> Verdict:
+        seen.append(sample("mesh_messages_in_flight", worker=out.name.removeprefix("out-")))
+        return done(value, out)
+
+    run([f"picture-{number}" for number in range(5)], look)
+    assert seen == [5.0] * 5

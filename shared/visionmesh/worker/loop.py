@@ -68,8 +68,11 @@ Partition = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A batch under way. ends: per partition, the offset to commit after it, and the assignment's epoch."""
+    """A batch under way. size: messages. ends: per partition, the offset to commit after it, and the
+    assignment's epoch.
+    """
 
+    size: int
     ends: Mapping[Partition, tuple[int, int | None]]
     started: float
     future: Future[None]
@@ -229,6 +232,9 @@ class Worker(Generic[C]):
     def _turn(self) -> None:
         if self._job is not None and self._job.future.done():
             self._finish(self._job)
+            if self._stop.is_set():
+                # The batch may have been given up: it was delivered, and must not count as passed.
+                return
         if self._job is None and time.monotonic() >= self._commit_due:
             self._commit_passed()
         if self._job is None and self._buffer:
@@ -266,7 +272,11 @@ class Worker(Generic[C]):
                 self._buffer.append(message)
             else:
                 self._note(error)
-        self._in_flight.set(len(self._buffer))
+        self._count_in_flight()
+
+    def _count_in_flight(self) -> None:
+        under_way = 0 if self._job is None else self._job.size
+        self._in_flight.set(len(self._buffer) + under_way)
 
     def _note(self, error: KafkaError) -> None:
         """A consumer's error event: the client goes on trying by itself, so it is told, not raised."""
@@ -284,10 +294,11 @@ class Worker(Generic[C]):
         ends = {_partition(message): message.offset() + 1 for message in messages}
         epochs = self._epochs
         job_ends = {partition: (end, epochs.get(partition)) for partition, end in ends.items()}
-        return _Job(job_ends, time.monotonic(), self._step_thread.submit(messages))
+        return _Job(count, job_ends, time.monotonic(), self._step_thread.submit(messages))
 
     def _finish(self, job: _Job) -> None:
         self._job = None
+        self._count_in_flight()
         try:
             job.future.result()
         except Stopped:
@@ -384,6 +395,7 @@ class Worker(Generic[C]):
         for key in gone:
             self._epochs.pop(key, None)
         self._buffer = deque(m for m in self._buffer if _partition(m) not in gone)
+        self._count_in_flight()
 
     def _tell_assignment(self, event: str, partitions: list[TopicPartition]) -> None:
         metrics.PARTITIONS.labels(self.name).set(len(self._epochs))
