@@ -48,6 +48,9 @@ PORT: Final = 8001
 # Within the shutdown budget of the process: what is not acknowledged by then stays in the outbox.
 _OUTBOX_STOP_SECONDS: Final = 3.0
 
+# From the end of a record's wait in the producer to its report, at the latest.
+_REPORT_SECONDS: Final = 10.0
+
 # Laying text over 200 pages takes a tenth of this.
 _PDF_SECONDS: Final = 60.0
 
@@ -69,7 +72,8 @@ def compose(
     routes. cache: where feature-extractor keeps what it knows of pictures.
     """
     metrics.from_zero(metrics.UPLOADS, metrics.UPLOAD_OUTCOMES)
-    outbox = Outbox(images, store, publisher)
+    overdue_seconds = settings.kafka_message_timeout_ms / 1000 + _REPORT_SECONDS
+    outbox = Outbox(images, store, publisher, overdue_seconds=overdue_seconds)
     eraser = None if deletions is None else Eraser(deletions, store, cache or NoCache())
     days = settings.image_retention_days or None
     keeper = None if eraser is None else RetentionKeeper(eraser, retention_days=days)

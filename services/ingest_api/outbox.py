@@ -36,6 +36,9 @@ _REPORT_SECONDS: Final = 0.05
 _RELAY_SECONDS: Final = 1.0
 _RELAY_BATCH: Final = 500
 
+# Longer than a record waits in the producer, as that is set by default.
+_OVERDUE_SECONDS: Final = 40.0
+
 # A write whose connection broke may still be committed until the server's statement timeout (10 s).
 _ORPHAN_SECONDS: Final = 12.0
 
@@ -73,16 +76,23 @@ class Outbox:
         publisher: Announcer,
         *,
         relay_after_seconds: float = 5.0,
+        overdue_seconds: float = _OVERDUE_SECONDS,
         orphan_seconds: float = _ORPHAN_SECONDS,
     ) -> None:
-        """relay_after_seconds: how long a picture may wait before the relay takes it for left behind."""
+        """relay_after_seconds: how long a picture may wait before the relay takes it for left behind.
+
+        overdue_seconds: after this no report on a record comes any more; longer than records wait in
+        `publisher`.
+        """
         self._images = images
         self._store = store
         self._publisher = publisher
         self._relay_after = relay_after_seconds
+        self._overdue_seconds = overdue_seconds
         self._orphan_seconds = orphan_seconds
         self._lock = Lock()
-        self._in_flight: set[str] = set()
+        # And since when, the longest first.
+        self._in_flight: dict[str, float] = {}
         self._acknowledged: deque[str] = deque()
         self._orphans: deque[_Orphan] = deque()
         self._stopping = Event()
@@ -116,11 +126,15 @@ class Outbox:
         with self._lock:
             if image.image_id in self._in_flight:
                 return
-            self._in_flight.add(image.image_id)
+            self._in_flight[image.image_id] = monotonic()
         try:
             self._publisher.send(announcement(image, headers), self._on_delivery(image.image_id))
         except Unavailable as error:
             self._left_behind(image.image_id, error.reason)
+        except Exception:
+            # A bug: the picture is stored all the same, and the relay's to announce.
+            log.exception("announcement_failed", image_id=image.image_id)
+            self._left_behind(image.image_id, "a bug")
 
     def status(self) -> dict[str, Any]:
         """pending: pictures that wait to be announced. kafka: `reachable`, or why it is not."""
@@ -142,10 +156,12 @@ class Outbox:
             self._acknowledged.extendleft(image_ids)
             raise
         with self._lock:
-            self._in_flight.difference_update(image_ids)
+            for image_id in image_ids:
+                self._in_flight.pop(image_id, None)
 
     def relay(self) -> None:
         """Publishes what has stayed behind. Raises `Unavailable`: call again."""
+        self._forget_overdue()
         self._sweep()
         self._pending = self._images.pending()
         metrics.OUTBOX_PENDING.set(self._pending)
@@ -153,6 +169,16 @@ class Outbox:
         self._ping()
         while self._pending and not self._stopping.is_set() and self._relay_some() == _RELAY_BATCH:
             pass
+
+    def _forget_overdue(self) -> None:
+        """Lets the relay take what no report comes on: its producer was replaced, or a bug lost it."""
+        before = monotonic() - self._overdue_seconds
+        with self._lock:
+            overdue = [image_id for image_id, since in self._in_flight.items() if since <= before]
+            for image_id in overdue:
+                del self._in_flight[image_id]
+        if overdue:
+            log.warning("reports_overdue", images=len(overdue))
 
     def _ping(self) -> None:
         try:
@@ -199,7 +225,7 @@ class Outbox:
 
     def _left_behind(self, image_id: str, reason: str) -> None:
         with self._lock:
-            self._in_flight.discard(image_id)
+            self._in_flight.pop(image_id, None)
         log.debug("announcement_delayed", image_id=image_id, reason=reason)
 
     def _run(self, work: Callable[[], None], seconds: float) -> None:

@@ -265,12 +265,16 @@ class KafkaPublisher:
     def send(self, record: Record, on_delivery: Delivered) -> None:
         """Queues one record and returns; `on_delivery(None | error text)` is called by a later `poll`.
 
-        Raises `Unavailable` when the local queue is full, which happens only while Kafka is away, or when
-        the producer had to be replaced.
+        Raises `Unavailable` when the local queue is full, which happens only while Kafka is away, when its
+        topic is missing, or when the producer had to be replaced. Reports of one that was replaced may never
+        come.
         """
-        self._produce(
-            self._producer, record, lambda error, _: on_delivery(None if error is None else error.str())
-        )
+        try:
+            self._produce(
+                self._producer, record, lambda error, _: on_delivery(None if error is None else error.str())
+            )
+        except KafkaException as error:
+            raise unavailable(error.args[0]) from error
 
     def poll(self, timeout: float) -> None:
         """Serves the delivery reports of `send`, waiting up to `timeout` seconds for the first."""

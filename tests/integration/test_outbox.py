@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, KafkaError, KafkaException
 from minio import Minio
 from PIL import Image
 
@@ -51,11 +51,11 @@ class SlowPublisher(MemoryPublisher):
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__(broker)
         self.waiting: list[tuple[Record, Delivered]] = []
-        self.is_full = False
+        self.fails: Exception | None = None
 
     def send(self, record: Record, on_delivery: Delivered) -> None:
-        if self.is_full:
-            raise Unavailable("kafka", "the queue is full")
+        if self.fails is not None:
+            raise self.fails
         self.waiting.append((record, on_delivery))
 
     def deliver(self) -> None:
@@ -132,10 +132,33 @@ def test_what_timed_out_is_relayed(mesh: Mesh) -> None:
 
 
 def test_what_found_no_room_in_the_queue_is_relayed(mesh: Mesh) -> None:
-    mesh.publisher.is_full = True
+    mesh.publisher.fails = Unavailable("kafka", "the queue is full")
     mesh.outbox.announce(mesh.add("a"))
     mesh.outbox.relay()
     assert mesh.announced() == ["a"]
+
+
+def test_what_could_not_be_sent_for_a_bug_is_relayed(mesh: Mesh) -> None:
+    mesh.publisher.fails = KafkaException(KafkaError(KafkaError._INVALID_ARG))
+    mesh.outbox.announce(mesh.add("a"))
+    mesh.outbox.relay()
+    assert mesh.announced() == ["a"]
+
+
+def test_what_no_report_comes_on_is_relayed(mesh: Mesh) -> None:
+    """As of a producer that was replaced."""
+    patient, forgetful = (
+        Outbox(mesh.images, mesh.store, mesh.publisher, relay_after_seconds=0, overdue_seconds=seconds)
+        for seconds in (3600, 0)
+    )
+    row = mesh.add("a")
+    for outbox in (patient, forgetful):
+        outbox.announce(row)
+    patient.relay()
+    assert mesh.announced() == []
+    forgetful.relay()
+    assert mesh.announced() == ["a"]
+    assert mesh.images.pending() == 0
 
 
 def test_what_a_dead_process_left_is_relayed(mesh: Mesh) -> None:

@@ -50,6 +50,18 @@ def test_a_fatal_error_replaces_the_producer_and_asks_for_the_whole_batch_again(
     assert FailingProducer.made == 2
 
 
+def test_a_missing_topic_is_told_at_once_and_as_what_will_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Producer:
+        def __init__(self, config: dict[str, Any]) -> None: ...
+
+        def produce(self, *_: Any, **__: Any) -> None:
+            raise KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC))
+
+    monkeypatch.setattr(kafka, "Producer", Producer)
+    with pytest.raises(Unavailable, match="mesh topics create"):
+        KafkaPublisher(Settings()).send(Record("topic", b"key", b"value"), print)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "committed", "lag"),
     [(0, 10, None, 10), (4, 10, None, 6), (4, 10, 2, 6), (0, 10, 7, 3), (0, 5, 9, 0)],
