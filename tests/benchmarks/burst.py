@@ -71,7 +71,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen at one moment (UNIX seconds). Memory in bytes."""
+    """What was seen at one moment (UNIX seconds). seconds: of the groups of which it is known; memory: bytes."""
 
     at: float
     messages: Mapping[str, int]
@@ -204,7 +204,7 @@ class Watch:
         return Sample(
             time.time(),
             {each.group: each.messages for each in found},
-            {each.group: each.seconds for each in found},
+            {each.group: each.seconds for each in found if each.seconds is not None},
             dict(memories(self._ground)),
             int(outbox),
         )
@@ -336,7 +336,7 @@ def tell_lag(bursts: Sequence[Burst], samples: Sequence[Sample]) -> None:
         figure(f"burst: longest lag of {group}", behind, "messages")
         figure(
             f"burst: longest lag of {group}",
-            [max(each.seconds[group] for each in some) for some in after],
+            [max((each.seconds.get(group, 0.0) for each in some), default=0.0) for some in after],
             "s",
         )
     drained = [burst.drained - burst.ended for burst in bursts]
