@@ -71,7 +71,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen at one moment (UNIX seconds). seconds: of the groups of which it is known; memory: bytes."""
+    """What was seen at one moment (UNIX seconds). seconds: of groups where it is known. Memory in bytes."""
 
     at: float
     messages: Mapping[str, int]
