@@ -4,7 +4,8 @@ The order makes a picture either whole or absent, wherever it breaks off: object
 that gets no row is deleted; a row without a record is in the outbox.
 
 Memory: a small picture is held until it is complete. Of a larger one, whatever its size, a part of 5 MiB
-and what comes while that is sent. What no thread has taken yet is counted, and bounded for all together.
+and what comes while that is sent. Small ones are counted until they are stored, large ones until a thread
+has taken them, and both are bounded for all together.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -88,8 +89,8 @@ class Intake:
     ) -> None:
         """bucket: where pictures go. max_bytes: the largest picture accepted."""
         self.max_bytes = max_bytes
-        # Of pictures that are coming in, until the thread that stores them took them; and how many of these
-        # are large ones. Used on the event loop alone.
+        # Of pictures that are coming in: of small ones until they are stored, of large ones until the thread
+        # that stores them took them; and how many are large. Used on the event loop alone.
         self.held_bytes = 0
         self.streams = 0
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="upload")
@@ -237,21 +238,21 @@ class Receiving:
     async def take(self, terms: Terms) -> Accepted:
         """Ends the picture, stores and registers it."""
         if self._stream is None:
-            return await in_threads(self._intake.threads, partial(self._intake.take, self._release(), terms))
+            return await self._handed_over(partial(self._intake.take, terms=terms))
         stored = await self.store()
         return await in_threads(self._intake.threads, partial(self._intake.register, stored, terms))
 
     async def store(self) -> StoredObject:
         """Ends the picture and stores it. To be registered or discarded."""
         if self._stream is None:
-            work = partial(self._intake.store_whole, self._release(), self._image_id)
-            return await in_threads(self._intake.threads, work)
+            return await self._handed_over(partial(self._intake.store_whole, image_id=self._image_id))
         await self._send(self._stream)
         return await self._stream.end()
 
     async def abandon(self) -> None:
         """Ends the picture and stores nothing."""
-        self._release()
+        self._intake.held_bytes -= self._held
+        self._pieces, self._held = [], 0
         if self._stream is not None:
             await self._stream.abandon()
 
@@ -260,10 +261,24 @@ class Receiving:
         await stream.send(self._pieces, self._held)
         self._pieces, self._held = [], 0
 
-    def _release(self) -> list[memoryview]:
-        self._intake.held_bytes -= self._held
+    def _handed_over(self, work: Callable[[Sequence[memoryview]], T]) -> asyncio.Future[T]:
+        """Runs `work` with the pieces in a thread. They count until it is done, whether or not anybody waits
+        for it: all that no thread has time for is still here.
+        """
+        loop, intake, held = asyncio.get_running_loop(), self._intake, self._held
         pieces, self._pieces, self._held = self._pieces, [], 0
-        return pieces
+
+        def let_go() -> None:
+            intake.held_bytes -= held
+
+        def ended(_: Future[T]) -> None:
+            # After the last request of the process nobody counts any more.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(let_go)
+
+        job = intake.threads.submit(work, pieces)
+        job.add_done_callback(ended)
+        return asyncio.wrap_future(job)
 
 
 class _Abandoned(Exception):  # noqa: N818 - not an error but an end

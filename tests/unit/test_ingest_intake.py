@@ -44,6 +44,43 @@ def test_clients_who_send_slowly_do_not_take_all_memory(monkeypatch: pytest.Monk
     intake.close()
 
 
+def test_small_pictures_that_wait_to_be_stored_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HELD_IN_ALL_BYTES", 4_500_000)
+    monkeypatch.setattr(module, "_THREADS", 1)
+    monkeypatch.setattr(module, "read_header", MagicMock())
+    slow = Event()
+    store = MagicMock()
+    store.put.side_effect = lambda *_, **__: slow.wait(60)
+    intake = Intake(MagicMock(), store, MagicMock(), bucket="raw-images", max_bytes=10**9)
+    terms = Terms(None, None, ())
+
+    async def scene() -> None:
+        small = [Receiving(intake, None) for _ in range(4)]
+        for one in small:
+            await one.write(PIECE)
+        stored = [asyncio.ensure_future(one.take(terms)) for one in small[:2]]
+        stored += [asyncio.ensure_future(one.store()) for one in small[2:]]
+        await asyncio.sleep(0)
+        late = Receiving(intake, None)
+        with pytest.raises(Rejected) as refused:
+            await late.write(PIECE)
+        assert refused.value.code == "too_many_uploads"
+        await late.abandon()
+        # A client that goes takes nothing back of what a thread works on, and all of what none has begun.
+        stored[0].cancel()
+        stored[3].cancel()
+        await asyncio.wait([stored[0], stored[3]])
+        assert intake.held_bytes == 3 * len(PIECE)
+        slow.set()
+        await asyncio.wait(stored)
+        intake.threads.shutdown()
+        await asyncio.sleep(0)
+        assert intake.held_bytes == 0
+
+    asyncio.run(scene())
+    intake.close()
+
+
 def test_a_large_picture_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_HELD_IN_ALL_BYTES", 6_500_000)
     store = MagicMock()
