@@ -112,7 +112,7 @@ class FormReader:
 
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
-        if b"name" not in options:
+        if not options.get(b"name"):
             raise Rejected("malformed_multipart", "A field of the form has no name.")
         filename = options.get(b"filename")
         self._events.append(

@@ -64,7 +64,8 @@ class UploadForm:
         self._max_files = max_files
         self._files: list[UploadedFile] = []
         self._current: UploadedFile | None = None
-        self._field = ""
+        # The name of the text field that is coming in, None while it is a file.
+        self._field: str | None = None
         self._text = bytearray()
         self._skipped = 0
 
@@ -99,11 +100,11 @@ class UploadForm:
             else:
                 self._field = event.name
         elif isinstance(event, PartData):
-            if self._field:
+            if self._field is not None:
                 self._more_text(event.data)
             else:
                 await self._more_of_file(event.data)
-        elif self._field:
+        elif self._field is not None:
             self._end_text()
 
     async def _begin_file(self, filename: str | None) -> None:
@@ -181,7 +182,7 @@ class UploadForm:
         elif self._field == "tasks":
             self._tasks.append(text)
             parse_tasks(self._tasks)
-        self._field = ""
+        self._field = None
         self._text.clear()
 
     def _terms(self) -> Terms:

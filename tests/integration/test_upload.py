@@ -235,6 +235,16 @@ def test_fields_may_stand_in_the_query(service: Service) -> None:
     assert service.announced()[0]["tasks"] == ["qr", "ocr"]
 
 
+@pytest.mark.parametrize("name", ["", "note"])
+def test_no_field_becomes_part_of_the_picture_before_it(service: Service, name: str) -> None:
+    data = jpeg()
+    answer = service.http.post("/upload", files=[("file", ("a.jpg", data)), (name, (None, "more"))])
+    assert answer.status_code == (202 if name else 400)
+    assert [service.store.get(path, max_bytes=MAX_BYTES) for path in service.store.paths()] == (
+        [data] if name else []
+    )
+
+
 def test_the_same_picture_twice_under_one_id_is_one_picture(service: Service) -> None:
     first = service.upload(jpeg(), image_id="mine")
     eventually(lambda: service.images.pending() == 0, "the first is published")

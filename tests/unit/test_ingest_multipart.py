@@ -102,8 +102,9 @@ def test_what_is_not_what_its_header_says(data: bytes) -> None:
     assert caught.value.code == "malformed_multipart"
 
 
-def test_a_field_without_a_name() -> None:
-    data = f"--{BOUNDARY}\r\nContent-Type: text/plain\r\n\r\nx\r\n--{BOUNDARY}--\r\n".encode()
+@pytest.mark.parametrize("header", ["Content-Type: text/plain", 'Content-Disposition: form-data; name=""'])
+def test_a_field_without_a_name(header: str) -> None:
+    data = f"--{BOUNDARY}\r\n{header}\r\n\r\nx\r\n--{BOUNDARY}--\r\n".encode()
     with pytest.raises(Rejected) as caught:
         read(data, 1000)
     assert caught.value.code == "malformed_multipart"
