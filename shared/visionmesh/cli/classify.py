@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from visionmesh.cli.console import fail
+from visionmesh.cli.console import fail, progress
 from visionmesh.cli.pictures import Paths, error_of, pictures_of
 from visionmesh.cli.up import Classifiers
 from visionmesh.errors import Rejected
@@ -36,20 +36,17 @@ def classify(
     With the models that `mesh up` would start: those of the same settings and of the same options. The exit
     status is 1 when any picture could not be read.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     extractor, classifiers = _models(chosen)
     files = list(pictures_of(paths))
     unread = 0
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("classifying", total=len(files))
+    with progress() as bars:
+        bar = bars.add_task("classifying", total=len(files))
         for batch in _batches(files):
             answers = _classify(batch, extractor, classifiers)
             unread += sum("error" in answer for answer in answers)
             lines = [json.dumps(answer) if as_json else _for_people(answer) for answer in answers]
             sys.stdout.write("".join(f"{line}\n" for line in lines))
-            progress.advance(bar, len(batch))
+            bars.advance(bar, len(batch))
     if unread:
         fail(f"{unread} of {len(files)} could not be read.")
 

@@ -7,11 +7,14 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
 from visionmesh.settings import ROOT
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 DIRECTORY: Final = ROOT / ".mesh"
 
@@ -42,6 +45,16 @@ def fail(text: str, status: int = 1) -> NoReturn:
     """Says why and ends the program."""
     complain(text)
     raise SystemExit(status)
+
+
+def progress() -> Progress:
+    """A bar on standard error, where that is a terminal; nothing is left of it in the end."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # Rich prints what goes to standard output above the bar, and so on standard error. That is right where
+    # both are the terminal, and would leave a file or a pipe empty.
+    return Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
 
 
 def running(directory: Path) -> dict[str, Any] | None:

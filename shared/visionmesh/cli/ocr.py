@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from visionmesh.cli.console import fail
+from visionmesh.cli.console import fail, progress
 from visionmesh.cli.pictures import error_of, pictures_of
 from visionmesh.errors import Rejected
 from visionmesh.ocr_document import as_json as told
@@ -39,19 +39,16 @@ def ocr(
 
     The exit status is 1 when any file could not be read. A page without text is no error.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     reader = _opened(engine, language, threads)
     files = list(pictures_of(paths, also=_ALSO_READ))
     unread = 0
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("reading", total=len(files))
+    with progress() as bars:
+        bar = bars.add_task("reading", total=len(files))
         for file in files:
             answer = _read(file, reader, max_pages)
             unread += "error" in answer
             sys.stdout.write((json.dumps(answer) if as_json else _for_people(answer)) + "\n")
-            progress.advance(bar)
+            bars.advance(bar)
     if unread:
         fail(f"{unread} of {len(files)} could not be read.")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from visionmesh.cli.console import complain, fail
+from visionmesh.cli.console import complain, fail, progress
 from visionmesh.cli.pictures import Paths, error_of, pictures_of
 from visionmesh.errors import Rejected
 from visionmesh.qr_code import as_json as told
@@ -35,9 +35,6 @@ def qr(
 
     The exit status is 1 when any picture could not be read. A picture without codes is no error.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from qr_decoder.domain import UnknownLevelError, lacks_locators, locators_in
     from visionmesh.settings import get_settings
 
@@ -51,15 +48,15 @@ def qr(
     files = list(pictures_of(paths))
     answers = []
     drawn: set[Path] = set()
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("reading", total=len(files))
+    with progress() as bars:
+        bar = bars.add_task("reading", total=len(files))
         for file in files:
             answer = _read(
                 file, profile, budget_ms, locators, None if draw is None else _free(draw, file, drawn)
             )
             sys.stdout.write((json.dumps(answer) if as_json else _for_people(answer)) + "\n")
             answers.append(answer)
-            progress.advance(bar)
+            bars.advance(bar)
     _sum_up(answers, any(path.is_dir() for path in paths))
     unread = sum("error" in answer for answer in answers)
     if unread:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from visionmesh.cli.console import DIRECTORY, Directory, api_key_headers, fail, ingest_url
+from visionmesh.cli.console import DIRECTORY, Directory, api_key_headers, fail, ingest_url, progress
 from visionmesh.cli.pictures import Paths, error_of, pictures_of
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ def upload(
 ) -> None:
     """Upload pictures; with --wait print their labels."""
     import httpx
-    from rich.console import Console
-    from rich.progress import Progress
 
     files = list(pictures_of(paths))
     if image_id is not None and len(files) > 1:
@@ -59,9 +57,9 @@ def upload(
                 base_url=base, headers=api_key_headers(), timeout=httpx.Timeout(30, write=300)
             ) as client,
             ThreadPoolExecutor(_PARALLEL) as pool,
-            Progress(console=Console(stderr=True), transient=True) as progress,
+            progress() as bars,
         ):
-            for answer in progress.track(pool.map(one, files), total=len(files), description="uploading"):
+            for answer in bars.track(pool.map(one, files), total=len(files), description="uploading"):
                 failed = failed or "error" in answer or answer.get("status") == "processing"
                 _print(answer, as_json=as_json, waited=wait)
     except httpx.ConnectError as error:
