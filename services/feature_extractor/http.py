@@ -26,6 +26,11 @@ from visionmesh.http import FORM_BYTES, create_app, decode_json, media_type_of, 
 from visionmesh.observability import logs, metrics
 from visionmesh.observability.health import Check
 from visionmesh.registry import ModelSource
+from visionmesh.turn import Turn
+
+# The child takes one after the other; meanwhile the next is fetched. Each may be as large as a body.
+_OBJECTS_AT_ONCE: Final = 2
+_MOST_WAITING: Final = 32
 
 _BODIES: Final[dict[str, Any]] = {
     "application/json": {
@@ -76,6 +81,7 @@ def make_app(
     waiting_bytes: what the bodies of all requests may take together, from when they are sent.
     """
     room = Room(waiting_bytes, max_bytes + FORM_BYTES)
+    turn = Turn(_OBJECTS_AT_ONCE, _MOST_WAITING)
     app = create_app(service, checks=checks, max_body_bytes=max_bytes + FORM_BYTES)
 
     def answer(image_id: str | None, data: bytes) -> dict[str, Any]:
@@ -97,6 +103,8 @@ def make_app(
     ) -> dict[str, Any]:
         """A picture's descriptors: of one in the object store (JSON), or of the one in the body.
 
+        429 `too_many_waiting` when too many callers wait for one, or send one.
+
         image_id: of a picture in the body, only to be repeated in the answer.
         """
         if image_id is not None:
@@ -105,9 +113,10 @@ def make_app(
             data = await received(request)
             if media_type_of(request) != "application/json":
                 return await run_in_threadpool(answer, image_id, data)
-        message = decode_json(data, InStore)
-        _check_image_id(message.image_id)
-        return await run_in_threadpool(fetched, message)
+            message = decode_json(data, InStore)
+            _check_image_id(message.image_id)
+            async with turn.taken():
+                return await run_in_threadpool(fetched, message)
 
     return app
 

@@ -8,13 +8,13 @@ from typing import Annotated, Final, Literal
 from fastapi import APIRouter, Query, Response
 from starlette.concurrency import run_in_threadpool
 
-from ingest_api.turn import Turn
 from visionmesh.contracts import is_image_id
 from visionmesh.drawing import Asked, Drawn, Outline
 from visionmesh.errors import Rejected
 from visionmesh.http import errors
 from visionmesh.object_store import ObjectStore
 from visionmesh.results import ImageResults, Images
+from visionmesh.turn import Turn
 
 Task = Literal["qr", "ocr"]
 

@@ -11,13 +11,13 @@ from starlette.concurrency import run_in_threadpool
 from ingest_api.annotated import check_finished
 from ingest_api.searchable_pdf import Asked
 from ingest_api.text_files import alto, hocr
-from ingest_api.turn import Turn
 from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected
 from visionmesh.http import errors
 from visionmesh.object_store import ObjectStore
 from visionmesh.ocr_document import OcrDocument
 from visionmesh.results import ImageResults, Images
+from visionmesh.turn import Turn
 
 Kind = Literal["txt", "hocr", "alto.xml", "pdf"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
@@ -73,6 +75,35 @@ def test_bodies_are_not_received_beyond_what_they_may_take(
             await asyncio.wait([held[1], late])
 
     asyncio.run(scene())
+
+
+def test_pictures_that_bodies_only_name_are_fetched_a_few_at_a_time() -> None:
+    lock, held, most = Lock(), 0, 0
+
+    def fetch(_: str) -> bytes:
+        nonlocal held, most
+        with lock:
+            held += 1
+            most = max(most, held)
+        # As long as a store takes, so that whoever may be here meanwhile is.
+        time.sleep(0.05)
+        with lock:
+            held -= 1
+        raise Rejected("object_not_found", "There is none.")
+
+    nobody: Any = None
+    make = feature_extractor.make_app
+    app = make("feature-extractor", fetch, nobody, nobody, MemoryCache(), checks={}, max_bytes=MAX_BYTES)
+
+    async def scene() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://mesh") as client:
+            call = {"image_id": "a", "minio_path": "raw-images/a.jpg"}
+            answers = await asyncio.gather(*(client.post("/extract", json=call) for _ in range(8)))
+        assert {answer.status_code for answer in answers} == {404}
+
+    asyncio.run(scene())
+    assert most == 2
 
 
 def test_a_body_that_does_not_come() -> None:
