@@ -52,6 +52,12 @@ OWN_USER: Final = {"kafka", "kafka-ui", "prometheus", "grafana"}
 every_service = pytest.mark.parametrize("name", sorted(SERVICES))
 
 
+def limits(name: str) -> dict[str, Any]:
+    """What the container may use; empty where nothing is said."""
+    found: dict[str, Any] = SERVICES[name].get("deploy", {}).get("resources", {}).get("limits", {})
+    return found
+
+
 @every_service
 def test_nothing_is_gained_inside_a_container(name: str) -> None:
     service = SERVICES[name]
@@ -59,6 +65,8 @@ def test_nothing_is_gained_inside_a_container(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["init"] is True
+    assert 0 < limits(name)["pids"] <= 1024, "whoever forks without end takes the machine"
+    assert "memory" in limits(name), "one leak takes all"
     assert not service.get("privileged")
     assert "container_name" not in service, "a named container can't be scaled"
     assert any(str(mount).startswith("/tmp") for mount in service["tmpfs"])
@@ -103,7 +111,6 @@ def test_what_stays_up_comes_back_says_how_it_is_and_has_time_to_end(name: str) 
     assert grace > Settings().worker_shutdown_seconds
     if "build" in service and name not in FOREIGN:
         assert float(service["environment"]["MESH_WORKER_SHUTDOWN_SECONDS"]) < grace
-    assert "memory" in service.get("deploy", {}).get("resources", {}).get("limits", {}), "one leak takes all"
 
 
 @every_service
@@ -200,11 +207,9 @@ def test_services_listen_where_the_gateway_and_prometheus_look() -> None:
 def test_every_classifier_of_the_topic_table_runs_within_the_seeds_limits() -> None:
     for name in CLASSIFIERS:
         assert f"classifier-{SERVICES[name]['environment']['MESH_CLASSIFIER']}" == name
-        assert SERVICES[name]["deploy"]["resources"]["limits"] == {"cpus": "0.5", "memory": "512M"}
-    assert SERVICES["feature-extractor"]["deploy"]["resources"]["limits"] == {
-        "cpus": "2",
-        "memory": "${EXTRACTOR_MEMORY:-2G}",
-    }
+        assert (limits(name)["cpus"], limits(name)["memory"]) == ("0.5", "512M")
+    extractor = limits("feature-extractor")
+    assert (extractor["cpus"], extractor["memory"]) == ("2", "${EXTRACTOR_MEMORY:-2G}")
 
 
 def test_every_environment_variable_of_the_mesh_is_a_setting() -> None:
@@ -486,6 +491,7 @@ def test_paddlex_s_server_is_locked_up_like_the_others_and_asked_by_ocr_worker()
     server, worker = services["paddlex"], services["ocr-worker"]
     for name in ("read_only", "cap_drop", "security_opt", "init", "logging", "restart"):
         assert server[name] == SERVICES["ocr-worker"][name], name
+    assert server["deploy"]["resources"]["limits"]["pids"] == limits("ocr-worker")["pids"]
     assert "ports" not in server
     assert set(worker["environment"]) <= {f"MESH_{field.upper()}" for field in Settings.model_fields}
     assert worker["environment"]["MESH_OCR_ENGINE"] == "paddlex"
@@ -510,6 +516,15 @@ def test_paddlex_s_server_is_locked_up_like_the_others_and_asked_by_ocr_worker()
         assert str(Path("/app/paddlex") / module["model_dir"]).startswith(f"{folder}/"), (
             "nothing is downloaded"
         )
+
+
+def test_a_device_s_container_is_locked_up_like_that_of_the_mesh() -> None:
+    (device,) = yaml.safe_load((ROOT / "deploy/edge/docker-compose.yml").read_text())["services"].values()
+    here = SERVICES["edge-publisher"]
+    for name in ("read_only", "tmpfs", "cap_drop", "security_opt", "init", "logging"):
+        assert device[name] == here[name], name
+    for name in ("memory", "pids"):
+        assert device["deploy"]["resources"]["limits"][name] == limits("edge-publisher")[name], name
 
 
 def test_the_paddleocr_image_takes_the_place_of_ocr_worker() -> None:
