@@ -6,9 +6,11 @@ It brings `GET /health`, `GET /ready` and `GET /metrics`, and one shape of error
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
@@ -169,11 +171,17 @@ def create_app(
     if summary is not None:
         exposed[200]["content"]["application/json"] = {}
 
+    # Of its own: behind a crowd of slow requests, which take all threads of the pool, a scrape would come too
+    # late, and the service would pass for dead.
+    scraper = ThreadPoolExecutor(1, thread_name_prefix="scrape")
+
     @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=exposed)
-    def exposition(request: Request) -> Response:
+    async def exposition(request: Request) -> Response:
+        loop = asyncio.get_running_loop()
         if summary is not None and _wanted(request) == "application/json":
-            return JSONResponse(dict(summary()))
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+            return JSONResponse(dict(await loop.run_in_executor(scraper, summary)))
+        text = await loop.run_in_executor(scraper, generate_latest)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     app.add_exception_handler(Rejected, _on_rejected)
     app.add_exception_handler(Unavailable, _on_unavailable)

@@ -3,8 +3,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from threading import Event
 from typing import Annotated, Any
 
+import anyio.to_thread
+import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import StreamingResponse
@@ -279,6 +282,34 @@ def test_requests_are_counted_by_template(client: TestClient) -> None:
     after = count("/rejected/{code}", "422"), count("unmatched", "404"), count("/bug", "500")
     assert [b - a for a, b in zip(before, after, strict=True)] == [2, 1, 1]
     assert "mesh_http_requests_total" in client.get("/metrics").text
+
+
+def test_probes_and_scrapes_do_not_wait_behind_slow_requests() -> None:
+    app = create_app("test", checks={"server": dict}, summary=lambda: {"queue_size": 0})
+    gate = Event()
+
+    @app.get("/slow")
+    def slow() -> None:
+        gate.wait(60)
+
+    async def scene() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://mesh") as client:
+            crowd = [asyncio.create_task(client.get("/slow")) for _ in range(60)]
+            limiter = anyio.to_thread.current_default_thread_limiter()
+            while limiter.statistics().tasks_waiting < 20:
+                await asyncio.sleep(0)
+            try:
+                async with asyncio.timeout(20):
+                    for path in ("/health", "/ready", "/metrics"):
+                        assert (await client.get(path)).status_code == 200
+                    as_json = await client.get("/metrics", headers={"accept": "application/json"})
+                    assert as_json.json() == {"queue_size": 0}
+            finally:
+                gate.set()
+                await asyncio.gather(*crowd)
+
+    asyncio.run(scene())
 
 
 def test_traces(client: TestClient) -> None:
