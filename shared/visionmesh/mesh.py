@@ -29,6 +29,7 @@ from typing import Final, Literal
 from visionmesh import orders
 from visionmesh.settings import CLASSIFIER_PATTERN
 from visionmesh.stack import tether
+from visionmesh.stack.logs import bound_log
 from visionmesh.stack.ports import free_port
 
 HOST: Final = "127.0.0.1"
@@ -197,6 +198,8 @@ class Replica:
         return None if self._process is None else self._process.pid
 
     def start(self, environment: Mapping[str, str]) -> None:
+        """Raises `OSError` when there can't be a process; `tend` tries again then."""
+        self._kill_at = None
         self._environment = {
             **environment,
             **self.service.environment,
@@ -220,19 +223,23 @@ class Replica:
                 start_new_session=True,
             )
         self._started_at = time.monotonic()
-        self._kill_at = None
 
-    def tend(self) -> int | None:
+    def tend(self) -> str | None:
         """Starts the process again when it ended and its pause is over, unless it was asked to end.
 
-        Returns the status of one that just ended.
+        Returns what has just gone wrong, in words: how it ended, or why it can't be started.
         """
         if self._kill_at is not None:
             return None
         now = time.monotonic()
         if self._process is None:
-            if now >= self._start_again_at:
+            if now < self._start_again_at:
+                return None
+            try:
                 self._spawn()
+            except OSError as error:
+                self._wait_to_start(now)
+                return f"can't be started ({error})"
             return None
         status = self._process.poll()
         if status is None:
@@ -242,9 +249,12 @@ class Replica:
         self.restarts += 1
         if now - self._started_at > _HEALTHY_SECONDS:
             self._pause = _FIRST_PAUSE_SECONDS
+        self._wait_to_start(now)
+        return f"ended {_describe(status)}"
+
+    def _wait_to_start(self, now: float) -> None:
         self._start_again_at = now + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
-        return status
 
     def ask_to_stop(self, seconds: float = STOP_SECONDS) -> None:
         """From now on it is not started again; `has_ended` kills what is left after `seconds`."""
@@ -322,14 +332,15 @@ class Mesh:
         self._leaving: list[Replica] = []
         self._work: Iterator[None] = iter(())
         self._order: orders.Given | None = None
+        self._refused = ""
         logs = directory / "logs"
         logs.mkdir(parents=True, exist_ok=True)
+        for log in logs.glob("*.log*"):
+            log.unlink()
         self.replicas: list[Replica] = []
         for service in services:
             for number in range(1, (scale or {}).get(service.name, 1) + 1):
-                replica = self._new_replica(service, number)
-                replica.log.unlink(missing_ok=True)
-                self.replicas.append(replica)
+                self.replicas.append(self._new_replica(service, number))
 
     def _new_replica(self, service: Service, number: int) -> Replica:
         if number == 1 and self._ports == "seed" and service.port is not None:
@@ -366,18 +377,22 @@ class Mesh:
 
     def tend(self) -> None:
         """Restarts what ended and goes on with what was asked for; to be called a few times a second. Keeps
-        `running.json` true.
+        `running.json` true and logs short. What the system refuses (a full disk, no further process) is
+        reported and tried again: what runs goes on.
         """
         for replica in self.replicas:
-            status = replica.tend()
-            if status is not None:
+            fault = replica.tend()
+            if fault is not None:
                 self._report(
-                    f"{replica.name} ended {_describe(status)} and is started again; "
+                    f"{replica.name} {fault} and is started again; "
                     f"its log is {replica.log}:\n{replica.last_lines()}"
                 )
         self._leaving = [replica for replica in self._leaving if not replica.has_ended()]
-        self._go_on()
-        self._write_running()
+        steps = (self._go_on, self._write_running, self._bound_logs)
+        refused = "; ".join(filter(None, map(_refusal, steps)))
+        if refused and refused != self._refused:
+            self._report(f"{refused}; it is tried again until it can be done")
+        self._refused = refused
 
     def scale(self, name: str, replicas: int) -> Iterator[None]:
         """Starts or ends replicas of a service until there are so many; a step for each call of `tend`.
@@ -468,9 +483,9 @@ class Mesh:
             return
         except StopIteration:
             # Who waits for the order reads there what came of it.
-            self._write_running()
+            _refusal(self._write_running)
             self._order.done()
-        except MeshError as error:
+        except (MeshError, OSError) as error:
             self._report(str(error))
             self._order.failed(str(error))
         self._order = None
@@ -518,6 +533,10 @@ class Mesh:
                 self._report(f"{replica.name} had not ended after {seconds:.0f} s and was killed.")
         running_file(self._directory).unlink(missing_ok=True)
 
+    def _bound_logs(self) -> None:
+        for replica in [*self.replicas, *self._leaving]:
+            bound_log(replica.log)
+
     def _write_running(self) -> None:
         state = {
             "pid": os.getpid(),
@@ -560,6 +579,15 @@ def why_not_ready(url: str) -> str | None:
         return f"nothing answers on {url} ({error.reason})"
     except (OSError, ValueError) as error:
         return f"{url} answers in no way that is understood ({error})"
+
+
+def _refusal(step: Callable[[], None]) -> str:
+    """What the system says against a step, empty when it was done."""
+    try:
+        step()
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _refuse_taken(port: int, service: str) -> None:

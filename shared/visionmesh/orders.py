@@ -90,7 +90,7 @@ def wait(given: Given, still_runs: Callable[[], bool]) -> None:
     if reason.exists():
         text = reason.read_text()
         reason.unlink(missing_ok=True)
-        raise OrderError(text)
+        raise OrderError(text or "It can't be done; what the mesh prints says why.")
 
 
 def next_given(directory: Path) -> Given | None:
@@ -100,7 +100,7 @@ def next_given(directory: Path) -> Given | None:
             return Given(msgspec.json.decode(path.read_bytes(), type=Order), path)
         except FileNotFoundError:
             continue
-        except msgspec.DecodeError as error:
+        except (OSError, msgspec.DecodeError) as error:
             _answer(path, f"The order can't be read: {error}")
     return None
 
@@ -112,8 +112,14 @@ def forget(directory: Path) -> None:
 
 
 def _answer(path: Path, reason: str) -> None:
-    path.with_suffix(_FAILED).write_text(reason)
-    path.unlink(missing_ok=True)
+    failed = path.with_suffix(_FAILED)
+    try:
+        failed.write_text(reason)
+        path.unlink(missing_ok=True)
+    except OSError:
+        # A full disk has no room for the reason, and always for another name.
+        os.truncate(path, 0)
+        path.replace(failed)
 
 
 def _folder(directory: Path) -> Path:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from visionmesh import mesh as supervisor
+from visionmesh import orders
 from visionmesh.mesh import (
     SERVICES,
     Mesh,
@@ -24,7 +28,10 @@ from visionmesh.mesh import (
     parse_services,
     running_file,
 )
+from visionmesh.stack import logs
 from visionmesh.stack.ports import LINUX_EPHEMERAL_RANGE
+
+WORKER = Service("worker", "stand_in", None)
 
 
 def test_a_scale_is_read() -> None:
@@ -164,7 +171,7 @@ def test_what_crashes_is_started_again_with_growing_pauses(
     for _ in range(4):
         assert replica._process is not None
         replica._process.wait(30)
-        assert replica.tend() == 3
+        assert replica.tend() == "ended with status 3"
         before = now
         while replica.pid is None:
             now += 0.25
@@ -174,6 +181,94 @@ def test_what_crashes_is_started_again_with_growing_pauses(
     assert pauses == sorted(pauses)
     assert pauses[-1] > pauses[0]
     assert replica.restarts == 4
+
+
+def test_what_can_not_be_started_is_tried_again_after_a_pause(
+    tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package.write_text("raise SystemExit(3)")
+    now = 0.0
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: now)
+    replica = Replica(Service("crashing", "crashing", 1), 1, 1, tmp_path / "log")
+    replica.start(os.environ)
+    assert replica._process is not None
+    replica._process.wait(30)
+    replica.tend()
+    with monkeypatch.context() as crowded:
+        crowded.setattr(supervisor.subprocess, "Popen", refuse)
+        now += 1
+        assert replica.tend() == "can't be started ([Errno 11] no further process)"
+        assert replica.tend() is None, "it waits"
+        assert replica.pid is None
+    now += 60
+    assert replica.tend() is None
+    assert replica.pid is not None
+    replica.stop(10)
+
+
+def refuse(*_: object, **__: object) -> NoReturn:
+    raise BlockingIOError(errno.EAGAIN, "no further process")
+
+
+def idle(directory: Path, report: Callable[[str], None] = lambda _: None) -> Mesh:
+    """A mesh of which nothing runs yet."""
+    return Mesh(directory, services=(WORKER,), scale={"worker": 0}, ports="free", report=report)
+
+
+@pytest.mark.parametrize("missing", ["_free_port", "subprocess.Popen"])
+def test_an_order_for_which_the_machine_has_no_room_ends_nothing_but_the_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    mesh = idle(tmp_path)
+    with mesh.started({}):
+        given = orders.give(tmp_path, orders.Scale("worker", 1))
+        with monkeypatch.context() as crowded:
+            crowded.setattr(f"visionmesh.mesh.{missing}", refuse)
+            mesh.tend()
+        with pytest.raises(orders.OrderError, match="no further process"):
+            orders.wait(given, lambda: True)
+        assert mesh.replicas == []
+        mesh.tend()
+
+
+def test_a_full_disk_is_told_once_and_ends_nothing(tmp_path: Path) -> None:
+    reports: list[str] = []
+    mesh = idle(tmp_path, reports.append)
+    in_the_way = running_file(tmp_path).with_suffix(".new")
+    in_the_way.mkdir()
+    with mesh.started({}):
+        mesh.tend()
+        assert len(reports) == 1
+        assert "running.new" in reports[0]
+        in_the_way.rmdir()
+        mesh.tend()
+        assert running_file(tmp_path).exists()
+
+
+def test_a_reason_that_no_disk_takes_is_still_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = orders.give(tmp_path, orders.Scale("worker", 1))
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", refuse)
+        given.failed("too many")
+    with pytest.raises(orders.OrderError, match="what the mesh prints"):
+        orders.wait(given, lambda: True)
+
+
+def test_logs_stay_short_while_somebody_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "LOG_BYTES", 10)
+    mesh = Mesh(tmp_path, services=(WORKER,), ports="free")
+    (replica,) = mesh.replicas
+    with replica.log.open("ab", buffering=0) as log:
+        log.write(b"12345678901")
+        mesh._bound_logs()
+        log.write(b"later")
+        mesh._bound_logs()
+    before = replica.log.with_name("worker-1.log.1")
+    assert (before.read_bytes(), replica.log.read_bytes()) == (b"12345678901", b"later")
+    Mesh(tmp_path, services=(WORKER,), scale={"worker": 0}, ports="free")
+    assert not list(replica.log.parent.iterdir()), "those of another run, whatever their number"
 
 
 def test_a_mesh_that_stops_ends_what_ignores_sigterm(

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import psutil
 
 from visionmesh.stack import tether
+from visionmesh.stack.logs import bound_log
 from visionmesh.stack.ports import LOOPBACK, free_port, is_free
 
 # Linux sends the death signal when the thread that started the child ends, not its process. All children
@@ -77,6 +78,7 @@ class ServerProcess(ABC):
         self.directory.mkdir(parents=True, exist_ok=True)
         self._wait_for_port()
         self.prepare()
+        bound_log(self.log_path)
         with self.log_path.open("ab") as log:
             self._process = _starter.submit(self._spawn, log).result()
         try:
