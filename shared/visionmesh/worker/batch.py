@@ -10,8 +10,10 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from threading import Event
 from typing import Any, Final, Generic, TypeVar
 
@@ -19,7 +21,6 @@ import msgspec
 import structlog
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 
-from visionmesh.contracts import is_image_id
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.kafka import Message, Publisher, Record, headers_of
 from visionmesh.observability import metrics, spans, tracing
@@ -39,6 +40,12 @@ T = TypeVar("T")
 # A bug is tried this often again before it is believed: it may have been a passing state of the process.
 _BUG_RETRIES: Final = 2
 
+# The fields by which a message is found again, in whatever contract has them.
+_IDS: Final = ("image_id", "device_id", "sensor", "seq")
+
+# A line about a batch names so many of its messages.
+_NAMED: Final = 20
+
 # RFC 9562: 8-4-4-4-12 hexadecimal digits, the first of the third group is the version.
 _UUID_CHARACTERS: Final = 36
 _UUID_VERSION_AT: Final = 14
@@ -54,16 +61,18 @@ class _Item(msgspec.Struct, Generic[C]):
     attempts: int = 1
     first_failed_at: float | None = None
     traceback: str | None = None
+    # What can be read of `_IDS` in a message that is not understood.
+    ids: dict[str, Any] = {}
     # The span of this worker's work on it, where the message brought a trace that is sampled.
     trace: Trace | None = None
 
 
 @dataclass(slots=True)
 class _Publication:
-    """The records of a batch, each with the item it came from (None for a dead letter)."""
+    """The records of a batch, dead letters among them, each with the item it came from."""
 
     records: list[Record] = field(default_factory=list)
-    items: list[_Item[Any] | None] = field(default_factory=list)
+    items: list[_Item[Any]] = field(default_factory=list)
 
 
 class BatchRunner(Generic[C]):
@@ -93,6 +102,8 @@ class BatchRunner(Generic[C]):
         self._max_attempts = max_attempts
         self._stop = stop
         self._keyed_by_image = topic.key == "image_id"
+        fields = msgspec.structs.fields(topic.contract)
+        self._ids = {each.name: each.type for each in fields if each.name in _IDS}
         # Looking a label up costs as much as decoding a message.
         self._batch_size = metrics.BATCH_SIZE.labels(name)
         self._step_seconds = metrics.STEP_SECONDS.labels(name)
@@ -124,24 +135,39 @@ class BatchRunner(Generic[C]):
             item.value = self._decoder.decode(message.value() or b"")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             item.verdict = Rejected("invalid_message", f"no {self._topic.contract.__name__} message: {error}")
-            item.image_id = self._image_id_of(message)
+            item.ids = self._readable_ids(message)
+            item.image_id = item.ids.get("image_id") if self._keyed_by_image else None
         else:
             item.image_id = getattr(item.value, "image_id", None) if self._keyed_by_image else None
         return item
 
-    def _image_id_of(self, message: Message) -> str | None:
-        """The image that an undecodable message speaks of, so that its failure can be shown."""
-        if not self._keyed_by_image:
-            return None
-        try:
-            found = msgspec.json.decode(message.value() or b"", type=dict[str, Any]).get("image_id")
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            found = None  # no JSON at all: a NaN is enough
+    def _readable_ids(self, message: Message) -> dict[str, Any]:
+        """What an undecodable message speaks of, so that its failure can be shown."""
+        found: dict[str, Any] = {}
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            # Fails where it is no JSON at all: a NaN is enough.
+            found = msgspec.json.decode(message.value() or b"", type=dict[str, Any])
         # The key says the same, where the producer of a bad message kept to that at least.
-        for candidate in (found, (message.key() or b"").decode(errors="replace")):
-            if isinstance(candidate, str) and is_image_id(candidate):
-                return candidate
-        return None
+        keyed = {self._topic.key: (message.key() or b"").decode(errors="replace")}
+        ids = {}
+        for name, kind in self._ids.items():
+            for candidate in (keyed.get(name), found.get(name)):
+                with suppress(msgspec.ValidationError):
+                    ids[name] = msgspec.convert(candidate, kind)
+        return ids
+
+    def _ids_of(self, item: _Item[C]) -> dict[str, Any]:
+        """By what lines and spans name a message."""
+        return item.ids if item.value is None else self._ids_in(item.value)
+
+    def _ids_in(self, value: C) -> dict[str, Any]:
+        return {name: getattr(value, name) for name in self._ids}
+
+    def _first_of(self, items: Sequence[_Item[C]]) -> dict[str, list[str]]:
+        """By what a line about many messages names some of them: `image_ids`, `device_ids`."""
+        key = self._topic.key
+        found = (self._ids_of(item).get(key) for item in items)
+        return {f"{key}s": list(islice(dict.fromkeys(each for each in found if each), _NAMED))}
 
     def _groups(self, items: Sequence[_Item[C]]) -> list[Sequence[_Item[C]]]:
         """The whole batch, or, after a death, those that were in flight one by one: so the guilty one
@@ -152,7 +178,7 @@ class BatchRunner(Generic[C]):
         if not self._record_attempts or store is None or not undecided:
             return [items]
         ids = [item.image_id or "" for item in undecided]
-        interrupted = self._patiently(lambda: store.interrupted(self._name, ids))
+        interrupted = self._patiently(lambda: store.interrupted(self._name, ids), undecided)
         suspects = []
         for item, deaths in zip(undecided, interrupted, strict=True):
             item.attempts = deaths + 1
@@ -195,7 +221,7 @@ class BatchRunner(Generic[C]):
                     log.warning(
                         "dead_letter",
                         worker=self._name,
-                        image_id=item.image_id,
+                        **self._ids_of(item),
                         code=verdict.code,
                         reason=verdict.reason,
                         partition=item.message.partition(),
@@ -218,9 +244,8 @@ class BatchRunner(Generic[C]):
             "messaging.consumer.group.name": self._name,
             "messaging.batch.message_count": count,
             "visionmesh.outcome": _state(verdict),
+            **{f"visionmesh.{name}": value for name, value in self._ids_of(item).items()},
         }
-        if item.image_id is not None:
-            attributes["visionmesh.image_id"] = item.image_id
         error = f"{verdict.code}: {verdict.reason}" if isinstance(verdict, Rejected) else None
         name = f"process {self._topic.name}"
         return spans.Span(name, "consumer", trace, self._started_ns, spans.now_ns(), attributes, error)
@@ -239,7 +264,7 @@ class BatchRunner(Generic[C]):
             if len(items) == 1:
                 self._decide_bug(items[0])
                 return
-            log.exception("step_failed", worker=self._name, batch=len(items))
+            log.exception("step_failed", worker=self._name, batch=len(items), **self._first_of(items))
         else:
             for item, verdict in zip(items, verdicts, strict=True):
                 item.verdict = verdict
@@ -270,7 +295,7 @@ class BatchRunner(Generic[C]):
         trace = items[0].trace if len(items) == 1 else None
         store = self._store if self._record_attempts else None
         if store is None:
-            return self._patiently(lambda: self._checked_step(values, trace))
+            return self._patiently(lambda: self._checked_step(values, trace), items)
         ids = [item.image_id for item in items if item.image_id is not None]
         begun = False
 
@@ -292,14 +317,23 @@ class BatchRunner(Generic[C]):
             finally:
                 self._trying = []
 
-        return self._patiently(attempt)
+        return self._patiently(attempt, items)
 
     def _checked_step(self, values: Sequence[C], trace: Trace | None) -> Sequence[Verdict]:
-        with _about(values, trace):
+        with self._about(values, trace):
             verdicts = self._step(values)
         if len(verdicts) != len(values):
             raise ValueError(f"the step returned {len(verdicts)} verdicts for {len(values)} messages")
         return verdicts
+
+    def _about(self, values: Sequence[C], trace: Trace | None) -> AbstractContextManager[object]:
+        """Names a lone message in every line that its step logs; of a batch, the step's own lines do."""
+        if len(values) != 1:
+            return nullcontext()
+        stack = ExitStack()
+        stack.enter_context(tracing.use(trace))
+        stack.enter_context(bind(**self._ids_in(values[0])))
+        return stack
 
     def give_back(self) -> None:
         """For a worker that ends while its step goes on: an attempt cut off by a stop is not a death.
@@ -311,7 +345,7 @@ class BatchRunner(Generic[C]):
         try:
             self._store.withdraw(self._name, trying)
         except Unavailable as error:
-            log.warning("not_withdrawn", worker=self._name, image_ids=trying, reason=error.reason)
+            log.warning("not_withdrawn", worker=self._name, image_ids=trying[:_NAMED], reason=error.reason)
 
     def _excuse(self, items: Sequence[_Item[C]]) -> None:
         """That a picture was deleted while its message waited is nobody's failure."""
@@ -320,7 +354,7 @@ class BatchRunner(Generic[C]):
         if store is None or not failed:
             return
         ids = {item.image_id for item in failed if item.image_id}
-        deleted = self._patiently(lambda: store.deleted(ids))
+        deleted = self._patiently(lambda: store.deleted(ids), failed)
         for item in failed:
             if item.image_id in deleted:
                 item.verdict = Skipped("image_deleted: the picture was deleted meanwhile")
@@ -333,7 +367,7 @@ class BatchRunner(Generic[C]):
             return
         started = time.perf_counter()
         try:
-            self._patiently(lambda: store.save([row for item in items for row in self._rows(item)]))
+            self._patiently(lambda: store.save([row for item in items for row in self._rows(item)]), items)
         except Exception as error:
             if len(items) > 1:
                 for item in items:
@@ -369,7 +403,7 @@ class BatchRunner(Generic[C]):
             verdict = item.verdict
             if isinstance(verdict, Rejected):
                 batch.records.append(self._letter(item, verdict))
-                batch.items.append(None)
+                batch.items.append(item)
             elif isinstance(verdict, Done):
                 for message in verdict.messages:
                     key = getattr(message.value, message.topic.key).encode()
@@ -381,12 +415,14 @@ class BatchRunner(Generic[C]):
         if not batch.records:
             return
         started = time.perf_counter()
-        refused = self._patiently(lambda: self._publisher.publish(batch.records, give_up=self._stop.is_set))
+        refused = self._patiently(
+            lambda: self._publisher.publish(batch.records, give_up=self._stop.is_set), items
+        )
         self._publish_seconds.observe(time.perf_counter() - started)
         taken = Counter(
             record.topic
-            for index, (record, item) in enumerate(zip(batch.records, batch.items, strict=True))
-            if item is not None and index not in refused
+            for index, record in enumerate(batch.records)
+            if record.topic != self._dead_letters and index not in refused
         )
         for topic, count in taken.items():
             metrics.PUBLISHED.labels(self._name, topic).inc(count)
@@ -397,8 +433,8 @@ class BatchRunner(Generic[C]):
         guilty: dict[int, _Item[Any]] = {}
         for index, reason in refused.items():
             item = batch.items[index]
-            if item is None:
-                log.error("dead_letter_refused", worker=self._name, reason=reason)
+            if batch.records[index].topic == self._dead_letters:
+                log.error("dead_letter_refused", worker=self._name, **self._ids_of(item), reason=reason)
                 continue
             item.verdict = Rejected("cannot_publish", reason)
             guilty[id(item)] = item
@@ -420,15 +456,22 @@ class BatchRunner(Generic[C]):
 
     # Waiting
 
-    def _patiently(self, work: Callable[[], T]) -> T:
+    def _patiently(self, work: Callable[[], T], items: Sequence[_Item[C]]) -> T:
+        """items: what waits when a server is away."""
         try:
-            return until_available(work, self._stop, self._on_wait)
+            return until_available(work, self._stop, partial(self._on_wait, items))
         finally:
             self.waiting_for = None
 
-    def _on_wait(self, error: Unavailable) -> None:
+    def _on_wait(self, items: Sequence[_Item[C]], error: Unavailable) -> None:
         if self.waiting_for is None:
-            log.warning("waiting", worker=self._name, server=error.server, reason=error.reason)
+            log.warning(
+                "waiting",
+                worker=self._name,
+                server=error.server,
+                reason=error.reason,
+                **self._first_of(items),
+            )
         self.waiting_for = error
         metrics.RETRIES.labels(self._name, error.server).inc()
 
@@ -467,15 +510,3 @@ def _trace(message: Message) -> Trace | None:
         (name, value if not isinstance(value, str) else value.encode()) for name, value in headers
     )
     return parent.child() if parent is not None and parent.sampled else None
-
-
-def _about(values: Sequence[Any], trace: Trace | None) -> AbstractContextManager[object]:
-    """Names the message in every line that its step logs; of a batch, the step's own lines name theirs."""
-    if len(values) != 1:
-        return nullcontext()
-    image_id = getattr(values[0], "image_id", None)
-    stack = ExitStack()
-    stack.enter_context(tracing.use(trace))
-    if image_id is not None:
-        stack.enter_context(bind(image_id=image_id))
-    return stack
