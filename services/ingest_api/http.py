@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any, Final
+from http import HTTPStatus
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
@@ -32,7 +33,7 @@ from ingest_api.upload import UploadedFile, UploadForm
 from visionmesh.answers import IMAGE_ID
 from visionmesh.consensus import Fitted
 from visionmesh.contracts import TASKS, is_image_id
-from visionmesh.errors import Rejected
+from visionmesh.errors import Rejected, Unavailable
 from visionmesh.http import error_of, errors, told
 from visionmesh.object_store import ObjectStore
 from visionmesh.observability import metrics, tracing
@@ -219,13 +220,18 @@ def _outcome(file: UploadedFile) -> dict[str, Any]:
     if file.accepted is not None:
         return accepted_answer(file.accepted.image)
     assert file.error is not None, "a file is accepted or has an error"
-    status = "rejected" if isinstance(file.error, Rejected) else "failed"
-    return {"status": status, **msgspec.json.decode(error_of(file.error).body)}
+    return {"status": _refused_as(file.error), **msgspec.json.decode(error_of(file.error).body)}
+
+
+def _refused_as(error: Rejected | Unavailable) -> Literal["rejected", "failed"]:
+    """`rejected` for a fault of the client's, `failed` for one of the mesh, such as too many uploads."""
+    return "failed" if error_of(error).status_code >= HTTPStatus.INTERNAL_SERVER_ERROR else "rejected"
 
 
 def _count(file: UploadedFile) -> None:
     if file.accepted is None:
-        metrics.UPLOADS.labels("rejected" if isinstance(file.error, Rejected) else "failed").inc()
+        assert file.error is not None, "a file is accepted or has an error"
+        metrics.UPLOADS.labels(_refused_as(file.error)).inc()
     elif file.accepted.created:
         metrics.UPLOADS.labels("accepted").inc()
         metrics.UPLOAD_BYTES.inc(file.accepted.image.bytes)

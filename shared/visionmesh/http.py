@@ -229,16 +229,17 @@ def error_response(
 
 def error_of(error: Rejected | Unavailable) -> JSONResponse:
     """What a failure outcome is over HTTP."""
+    come_again = {"Retry-After": str(_RETRY_AFTER_SECONDS)}
     if isinstance(error, Rejected):
-        return error_response(
-            _STATUS.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY), error.code, error.reason
-        )
+        status = _STATUS.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
+        passes = status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+        return error_response(status, error.code, error.reason, come_again if passes else None)
     # The reason may name addresses and accounts; it is logged and on /ready, and not for clients.
     return error_response(
         HTTPStatus.SERVICE_UNAVAILABLE,
         f"{error.server}_unavailable",
         f"The {error.server.replace('_', ' ')} can't be reached at the moment; please try again.",
-        {"Retry-After": str(_RETRY_AFTER_SECONDS)},
+        come_again,
     )
 
 

@@ -23,6 +23,7 @@ import uvicorn
 from PIL import Image, ImageChops
 
 import waiting
+from ingest_api import intake
 from ingest_api.__main__ import compose, fitted_consensus
 from ingest_api.searchable_pdf import searchable_pdf
 from visionmesh.drawing import draw_on
@@ -282,6 +283,23 @@ def test_several_files_have_an_answer_each(service: Service) -> None:
     assert [upload.get("code") for upload in uploads] == [None, "not_an_image", None, "empty_file"]
     assert service.store.paths() == sorted(uploads[number]["minio_path"] for number in (0, 2))
     assert [message["tasks"] for message in service.announced()] == [["classify"]] * 2
+
+
+def test_too_many_uploads_are_a_failure_of_the_mesh(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = 'mesh_uploads_total{outcome="failed"}'
+    before = service.metric(failed)
+    monkeypatch.setattr(intake, "_HELD_IN_ALL_BYTES", 1000)
+    large = large_jpeg(100_000)
+    answers = service.upload(large), service.upload(large, b"", large)
+    for answer in answers:
+        expect_error(answer, 503, "too_many_uploads")
+        assert int(answer.headers["retry-after"]) > 0
+    uploads = answers[1].json()["uploads"]
+    assert [upload["status"] for upload in uploads] == ["failed", "rejected", "failed"]
+    assert service.metric(failed) == before + 3
+    service.expect_nothing()
 
 
 def test_a_large_file_between_small_ones(service: Service) -> None:

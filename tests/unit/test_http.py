@@ -124,6 +124,16 @@ def test_rejected(client: TestClient, code: str, status: int) -> None:
     assert assert_error(client.get(f"/rejected/{code}"), status, code) == "The reason."
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "passes"),
+    [("too_many_waiting", 429, True), ("too_many_uploads", 503, True), ("too_many_bytes", 413, False)],
+)
+def test_what_passes_says_when_to_come_back(client: TestClient, code: str, status: int, passes: bool) -> None:
+    response = client.get(f"/rejected/{code}")
+    assert_error(response, status, code)
+    assert ("retry-after" in response.headers) == passes
+
+
 def test_unavailable_says_when_to_come_back_and_no_address(client: TestClient) -> None:
     response = client.get("/unavailable")
     assert "10.0.0.7" not in assert_error(response, 503, "object_store_unavailable")
