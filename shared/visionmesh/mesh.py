@@ -31,6 +31,7 @@ from visionmesh.settings import CLASSIFIER_PATTERN
 from visionmesh.stack import tether
 from visionmesh.stack.logs import bound_log
 from visionmesh.stack.ports import free_port
+from visionmesh.topics import PARTITIONS
 
 HOST: Final = "127.0.0.1"
 
@@ -164,6 +165,11 @@ def check_scale(service: Service, replicas: int) -> None:
         raise MeshError(
             f"{service.name} stands for one device, of which there is one; start it on another device "
             "instead."
+        )
+    if replicas > PARTITIONS:
+        raise MeshError(
+            f"{replicas} replicas of {service.name} are too many for one machine; {PARTITIONS} may be, as "
+            "many as a topic has partitions: further readers would have no work."
         )
 
 
@@ -397,16 +403,22 @@ class Mesh:
     def scale(self, name: str, replicas: int) -> Iterator[None]:
         """Starts or ends replicas of a service until there are so many; a step for each call of `tend`.
 
-        The highest numbers go first. Raises `MeshError` for what can't be, at the first step.
+        The highest numbers go first, and have ended at the last step. Raises `MeshError` for what can't be,
+        at the first step, and when a further one does not get ready: there are as many as before then.
         """
         service = self._service(name)
         check_scale(service, replicas)
         there = self._replicas_of(name)
-        for replica in there[replicas:]:
-            self._let_go(replica)
-        began = [self._begin(service, number) for number in range(len(there) + 1, replicas + 1)]
-        for replica in began:
-            yield from self._until_ready(replica)
+        further: list[Replica] = []
+        try:
+            for number in range(len(there) + 1, replicas + 1):
+                further.append(self._begin(service, number))
+            for replica in further:
+                yield from self._until_ready(replica)
+        except (MeshError, OSError):
+            yield from self._end(further)
+            raise
+        yield from self._end(there[replicas:])
 
     def restart(self, name: str) -> Iterator[None]:
         """Every replica of a service anew, one after the other, with one more of them meanwhile, so that
@@ -424,7 +436,7 @@ class Mesh:
             try:
                 yield from self._until_ready(further)
             except MeshError:
-                self._let_go(further)
+                yield from self._end([further])
                 raise
         for replica in there:
             replica.ask_to_stop()
@@ -433,9 +445,7 @@ class Mesh:
             replica.start(self._environment)
             yield from self._until_ready(replica)
         if further is not None:
-            self._let_go(further)
-            while further in self._leaving:
-                yield
+            yield from self._end([further])
 
     def _service(self, name: str) -> Service:
         if name not in self._services:
@@ -451,10 +461,14 @@ class Mesh:
         self.replicas.append(replica)
         return replica
 
-    def _let_go(self, replica: Replica) -> None:
-        replica.ask_to_stop()
-        self.replicas.remove(replica)
-        self._leaving.append(replica)
+    def _end(self, replicas: Sequence[Replica]) -> Iterator[None]:
+        """Lets go of replicas and waits until they have ended: before that, their ports are taken."""
+        for replica in replicas:
+            replica.ask_to_stop()
+            self.replicas.remove(replica)
+            self._leaving.append(replica)
+        while any(replica in self._leaving for replica in replicas):
+            yield
 
     def _until_ready(self, replica: Replica) -> Iterator[None]:
         deadline = time.monotonic() + READY_SECONDS

@@ -7,32 +7,33 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-import waiting
 from visionmesh import mesh as supervisor
 from visionmesh import orders
 from visionmesh.autoscale import ScaleError
 from visionmesh.mesh import Mesh, MeshError, Service, running_file
 from visionmesh.scalers import ComposeReplicas, MeshReplicas
+from visionmesh.stack.ports import free_port
 
 DEADLINE_SECONDS = 60.0
-until = partial(waiting.eventually, seconds=DEADLINE_SECONDS)
 
-# Ready at once; says in `/ready` nothing, and ends at SIGTERM.
+# Ready at once; says in `/ready` nothing, and ends at SIGTERM, after LINGER seconds.
 PROGRAM = """
-import http.server, os, signal, sys
+import http.server, os, signal, sys, time
 class Ready(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200 if not os.path.exists(os.environ["BROKEN"]) else 503)
         self.end_headers()
     def log_message(self, *_): pass
-signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+def end(*_):
+    time.sleep(float(os.environ.get("LINGER", "0")))
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
 http.server.HTTPServer(("127.0.0.1", int(os.environ["MESH_HTTP_PORT"])), Ready).serve_forever()
 """
 
@@ -52,9 +53,14 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextmanager
-def tended(directory: Path, scale: dict[str, int]) -> Iterator[Mesh]:
+def tended(
+    directory: Path,
+    scale: dict[str, int],
+    services: Sequence[Service] = (WORKER, DEVICE),
+    ports: supervisor.Ports = "free",
+) -> Iterator[Mesh]:
     """A mesh of stand-ins that a thread tends."""
-    mesh = Mesh(directory, services=(WORKER, DEVICE), scale=scale, ports="free")
+    mesh = Mesh(directory, services=services, scale=scale, ports=ports)
     ended = threading.Event()
     with mesh.started({}):
         mesh.wait_until_ready(DEADLINE_SECONDS)
@@ -92,10 +98,54 @@ def test_replicas_come_and_go_while_the_mesh_runs(tmp_path: Path, broken: Path) 
         replicas.scale("worker", 1)
         assert replicas.replicas() == {"worker": 1, "device": 1}
         assert pids(mesh) == [first]
-        until(lambda: all(is_gone(pid) for pid in further), "the end of the further ones")
+        assert all(is_gone(pid) for pid in further)
         replicas.scale("worker", 0)
         replicas.scale("worker", 1)
         assert pids(mesh) != [first]
+
+
+def test_a_port_is_given_again_when_who_had_it_has_ended(
+    tmp_path: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LINGER", "0.5")
+    service = Service("worker", "stand_in", free_port())
+    with tended(tmp_path, {}, (service,), "seed") as mesh:
+        replicas = MeshReplicas(tmp_path)
+        replicas.scale("worker", 0)
+        replicas.scale("worker", 1)
+        assert [replica.port for replica in mesh.replicas] == [service.port]
+
+
+def test_further_replicas_that_do_not_get_ready_are_taken_back(
+    tmp_path: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tended(tmp_path, {"worker": 1}) as mesh:
+        before = pids(mesh)
+        broken.touch()
+        monkeypatch.setattr(supervisor, "READY_SECONDS", 0.5)
+        with pytest.raises(ScaleError, match="worker-2 is not ready"):
+            MeshReplicas(tmp_path).scale("worker", 3)
+        assert pids(mesh) == before
+        assert not mesh._leaving
+
+
+def test_what_began_before_one_that_can_not_is_taken_back(
+    tmp_path: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = iter([free_port()])
+
+    def scarce(taken: set[int]) -> int:
+        try:
+            return next(ports)
+        except StopIteration:
+            raise OSError("no port is free") from None
+
+    with tended(tmp_path, {"worker": 1}) as mesh:
+        before = pids(mesh)
+        monkeypatch.setattr(supervisor, "_free_port", scarce)
+        with pytest.raises(ScaleError, match="no port is free"):
+            MeshReplicas(tmp_path).scale("worker", 3)
+        assert pids(mesh) == before
 
 
 def test_what_can_not_be_is_answered_with_the_reason(tmp_path: Path, broken: Path) -> None:

@@ -30,6 +30,7 @@ from visionmesh.mesh import (
 )
 from visionmesh.stack import logs
 from visionmesh.stack.ports import LINUX_EPHEMERAL_RANGE
+from visionmesh.topics import PARTITIONS
 
 WORKER = Service("worker", "stand_in", None)
 
@@ -45,6 +46,12 @@ def test_a_device_is_one() -> None:
     assert parse_scale(["edge-publisher=0"]) == {"edge-publisher": 0}
     with pytest.raises(MeshError, match="edge-publisher stands for one device"):
         parse_scale(["edge-publisher=2"])
+
+
+def test_more_replicas_than_partitions_are_refused() -> None:
+    assert parse_scale([f"classifier-fast={PARTITIONS}"])
+    with pytest.raises(MeshError, match="100000 replicas of classifier-fast are too many"):
+        parse_scale(["classifier-fast=100000"])
 
 
 @pytest.mark.parametrize("text", ["classifier-slow=2", "classifier-fast", "classifier-fast=-1", "=2", ""])
