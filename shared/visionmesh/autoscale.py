@@ -9,7 +9,7 @@ orders, through two protocols, one round at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Final, Protocol
 
@@ -39,7 +39,8 @@ class Policy:
 
     lag_per_replica: messages that may wait for each replica.
     settle_seconds: after a change, how long none follows that adds replicas.
-    cool_down_seconds: how long fewer must have been enough before there are fewer.
+    cool_down_seconds: how long fewer must have been enough before there are fewer. Who looks less often than
+    once in that time does not know, and takes none away.
     """
 
     minimum: int = 1
@@ -64,12 +65,17 @@ class History:
     """What `decide` has to remember of one service. Times are monotonic seconds.
 
     wanted: when how many replicas were asked for, oldest first, of the last cool-down.
-    since: when it was first looked at. changed_at: when the replicas last became more or fewer.
+    since: from when on it was looked at without a gap. changed_at: when the replicas last became more or
+    fewer.
     """
 
     wanted: tuple[tuple[float, int], ...] = ()
     since: float | None = None
     changed_at: float | None = None
+
+    def interrupted(self) -> History:
+        """What is left of it when it could not be looked at: what was asked for meanwhile is not known."""
+        return History(changed_at=self.changed_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +92,10 @@ def decide(lag: int, replicas: int, policy: Policy, history: History, now: float
     lag: messages that wait. replicas: how many there are. now: monotonic seconds.
     """
     wanted = policy.wanted(lag)
-    since = now if history.since is None else history.since
     begin = now - policy.cool_down_seconds
-    recent = (*(each for each in history.wanted if each[0] >= begin), (now, wanted))
+    before = tuple(each for each in history.wanted if each[0] >= begin)
+    recent = (*before, (now, wanted))
+    since = history.since if before and history.since is not None else now
     unchanged = now - history.changed_at if history.changed_at is not None else float("inf")
     target = replicas
     if wanted > replicas and (unchanged >= policy.settle_seconds or replicas < policy.minimum):
@@ -141,20 +148,34 @@ class Autoscaler:
             running = self.scaler.replicas()
         except ScaleError as error:
             self.say(f"nothing is changed: {error}")
+            for service in self.policies:
+                self._interrupt(service)
             return
         for service, policy in self.policies.items():
             if service not in running and policy.minimum > 0:
+                self._interrupt(service)
                 continue
             try:
                 self._look_at(service, policy, running.get(service, 0), now)
-            except (Unavailable, ScaleError) as error:
+            except Unavailable as error:
+                self._interrupt(service)
+                self.say(f"{service} stays as it is: {error}")
+            except ScaleError as error:
                 self.say(f"{service} stays as it is: {error}")
 
     def _look_at(self, service: str, policy: Policy, replicas: int, now: float) -> None:
         lag = self.lags.lag(service)
-        decision = decide(lag, replicas, policy, self._histories.get(service, History()), now)
+        history = self._history(service)
+        decision = decide(lag, replicas, policy, history, now)
         if decision.replicas != replicas:
             self.say(f"{service}: {lag} waiting, from {replicas} to {decision.replicas} replicas")
-            # Before the decision is remembered: a change that failed is wanted again in the next round.
+            # A change that fails is no change, and is wanted again in the next round.
+            self._histories[service] = replace(decision.history, changed_at=history.changed_at)
             self.scaler.scale(service, decision.replicas)
         self._histories[service] = decision.history
+
+    def _history(self, service: str) -> History:
+        return self._histories.get(service, History())
+
+    def _interrupt(self, service: str) -> None:
+        self._histories[service] = self._history(service).interrupted()

@@ -74,6 +74,21 @@ def test_the_first_look_takes_nothing_away() -> None:
     assert followed([0], replicas=4) == [4]
 
 
+def test_a_gap_of_a_cool_down_between_two_looks_takes_nothing_away() -> None:
+    history = History()
+    for now in (0, 5, 10):
+        history = decide(450, 5, POLICY, history, now).history
+    decision = decide(0, 5, POLICY, history, 500)
+    assert decision.replicas == 5
+    decision = decide(0, 5, POLICY, decision.history, 530)
+    assert decision.replicas == 5
+    assert decide(0, 5, POLICY, decision.history, 560).replicas == 1
+
+
+def test_without_a_cool_down_fewer_are_enough_at_once() -> None:
+    assert followed([0], Policy(cool_down_seconds=0), replicas=4) == [1]
+
+
 def test_fewer_than_the_minimum_are_added_to_at_once() -> None:
     assert followed([0], Policy(minimum=2, maximum=4), replicas=0) == [2]
 
@@ -156,8 +171,8 @@ def test_the_last_replica_is_ended_and_started_again_where_the_minimum_is_none()
     policy = Policy(minimum=0, maximum=3, lag_per_replica=100, cool_down_seconds=60)
     rig = Rig({"a": 0}, {"a": 1})
     autoscaler = Autoscaler({"a": policy}, rig, rig, rig.said.append)
-    autoscaler.look(0)
-    autoscaler.look(61)
+    for now in (0, 30, 61):
+        autoscaler.look(now)
     assert rig.replicas() == {}, "as scalers tell of none"
     rig.lags["a"] = 1
     autoscaler.look(62)
@@ -184,6 +199,36 @@ def test_a_mesh_that_is_away_is_told_and_waited_for() -> None:
     autoscaler.look(2)
     assert rig.running == {"a": 3}
     assert rig.said[0] == "nothing is changed: No mesh runs."
+
+
+@pytest.mark.parametrize("gap", ["a", "scaler", "service"])
+def test_what_could_not_be_looked_at_loses_nothing_for_a_cool_down(gap: str) -> None:
+    rig = Rig({"a": 0}, {"a": 3})
+    autoscaler = rig.autoscaler()
+    autoscaler.look(0)
+    autoscaler.look(30)
+    rig.away.add(gap)
+    rig.running["a"] = 0 if gap == "service" else 3
+    autoscaler.look(40)
+    rig.away.clear()
+    rig.running["a"] = 3
+    autoscaler.look(61)
+    autoscaler.look(120)
+    assert rig.running == {"a": 3}
+    autoscaler.look(121)
+    assert rig.running == {"a": 1}
+
+
+def test_what_was_asked_for_in_vain_was_asked_for() -> None:
+    rig = Rig({"a": 200}, {"a": 3}, away={"scale"})
+    autoscaler = rig.autoscaler()
+    for now, lag in ((0, 200), (15, 200), (40, 500)):
+        rig.lags["a"] = lag
+        autoscaler.look(now)
+    rig.away.clear()
+    rig.lags["a"] = 0
+    autoscaler.look(70)
+    assert rig.running == {"a": 3}
 
 
 def test_a_change_that_failed_is_tried_again_in_the_next_round() -> None:
