@@ -139,10 +139,10 @@ def backup(settings: Settings, folder: Path, say: Say = lambda _: None) -> Manif
 
 def _backup(settings: Settings, folder: Path, say: Say) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
-    # It holds everybody's pictures.
-    folder.chmod(0o700)
     if any(folder.iterdir()):
         raise BackupError(f"{folder} is not empty; give the backup a folder of its own.")
+    # It holds everybody's pictures.
+    folder.chmod(0o700)
     made_at = datetime.now(UTC)
     records = _write_records(folder / _RECORDS, _unfinished_records(settings))
     say(f"{records} records")
