@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import yaml
+from psycopg.conninfo import conninfo_to_dict
 
 from qr_decoder.__main__ import QREADER_BYTES
 from visionmesh.accounts import ACCOUNTS
@@ -311,7 +312,12 @@ def test_the_guide_says_what_no_backup_has() -> None:
         for row in re.findall(r"^\| (.+?) \|", guide, re.MULTILINE)
         for named in re.findall(r"`([^`]+)`", row)
     }
-    mounted = {volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
+    elsewhere = yaml.safe_load((ROOT / "docker-compose.servers.yml").read_text())["services"]
+    mounted = {
+        volume.split(":")[0]
+        for service in (*SERVICES.values(), *elsewhere.values())
+        for volume in service.get("volumes", [])
+    }
     # Folders of the repository whose files are nobody else's.
     secret = {path.removeprefix("./") for path in mounted if (ROOT / path / ".gitignore").is_file()}
     assert secret
@@ -541,31 +547,99 @@ def test_the_paddleocr_image_takes_the_place_of_ocr_worker() -> None:
     assert ceiling < int(worker["deploy"]["resources"]["limits"]["memory"].removesuffix("G")) * 1024**3
 
 
+SERVERS: Final = {"kafka", "kafka-ui", "minio", "postgres", "redis"}
+
+
 @pytest.mark.parametrize(
-    ("files", "more"),
+    ("files", "more", "less"),
     [
-        ([], set()),
-        (["docker-compose.fourth.yml"], {"classifier-night"}),
-        (["docker-compose.qreader.yml"], set()),
-        (["docker-compose.ocr-replicas.yml"], set()),
-        (["docker-compose.paddlex.yml"], {"paddlex"}),
-        (["docker-compose.paddleocr.yml"], set()),
+        ([], set(), set()),
+        (["docker-compose.fourth.yml"], {"classifier-night"}, set()),
+        (["docker-compose.qreader.yml"], set(), set()),
+        (["docker-compose.ocr-replicas.yml"], set(), set()),
+        (["docker-compose.paddlex.yml"], {"paddlex"}, set()),
+        (["docker-compose.paddleocr.yml"], set(), set()),
+        (["docker-compose.servers.yml"], set(), SERVERS),
     ],
-    ids=["alone", "fourth", "qreader", "ocr-replicas", "paddlex", "paddleocr"],
+    ids=["alone", "fourth", "qreader", "ocr-replicas", "paddlex", "paddleocr", "servers"],
 )
-def test_compose_reads_the_files(files: list[str], more: set[str], tmp_path: Path) -> None:
+def test_compose_reads_the_files(files: list[str], more: set[str], less: set[str], tmp_path: Path) -> None:
+    read = read_by_compose(tmp_path, *files, COMPOSE_PROFILES="mlflow")
+    assert read.keys() == (SERVICES.keys() | more) - less
+    for name, service in read.items():
+        assert service["deploy"]["resources"]["limits"].keys() >= {"memory", "pids"}, name
+
+
+def test_servers_elsewhere_are_spoken_to_as_env_says(tmp_path: Path) -> None:
+    kafka = {
+        f"MESH_{field.upper()}": f"as {field} says"
+        for field in Settings.model_fields
+        if field.startswith(("kafka_bootstrap", "kafka_security", "kafka_sasl", "kafka_tls"))
+    }
+    store = {"MESH_S3_ENDPOINT": "s3.lan", "MESH_S3_SECURE": "true", "MESH_S3_TLS_CA": "/app/servers/s3.pem"}
+    words = "?sslmode=verify-full&sslrootcert=/app/servers/postgres.pem"
+    postgres = {"POSTGRES_ADDRESS": "db.lan:5433", "POSTGRES_PARAMETERS": words, "POSTGRES_OWNER": "admin"}
+    read = read_by_compose(
+        tmp_path, "docker-compose.servers.yml", MESH_S3_ACCESS_KEY="root", MESH_CACHE_URL="rediss://cache.lan",
+        **kafka, **store, **postgres,
+    )  # fmt: skip
+    speaking = {name for name, service in SERVICES.items() if "MESH_KAFKA_BOOTSTRAP" in str(service)}
+    assert len(speaking) == len(HTTP_PORTS | INNER_PORTS) + len({"migrate", "topics", "reader-role"})
+    for name in speaking:
+        environment = read[name]["environment"]
+        assert environment.items() >= (kafka | store).items(), name
+        assert "deploy/servers:/app/servers" in {
+            f"{Path(mount['source']).relative_to(tmp_path)}:{mount['target']}"
+            for mount in read[name]["volumes"]
+            if mount["type"] == "bind" and mount.get("read_only")
+        }
+        before = SERVICES[name]["environment"]
+        if "MESH_POSTGRES_DSN" in before:
+            account = re.match(r"postgresql://([\w-]+):", before["MESH_POSTGRES_DSN"])
+            assert account is not None
+            address = conninfo_to_dict(environment["MESH_POSTGRES_DSN"])
+            assert address["user"] == account[1].replace("mesh", "admin")
+            assert (address["host"], address["port"], address["dbname"]) == ("db.lan", "5433", "mesh")
+            assert (address["sslmode"], address["sslrootcert"]) == ("verify-full", words.rpartition("=")[2])
+        if before.get("MESH_S3_ACCESS_KEY") == "mesh":
+            assert environment["MESH_S3_ACCESS_KEY"] == "root"
+        if "MESH_CACHE_URL" in before:
+            assert environment["MESH_CACHE_URL"] == "rediss://cache.lan"
+
+
+def test_servers_that_stay_here_are_spoken_to_as_before(tmp_path: Path) -> None:
+    with_all = ",".join(["mlflow", *(SERVERS - {"kafka-ui"})])
+    before = read_by_compose(tmp_path, COMPOSE_PROFILES="mlflow")
+    read = read_by_compose(tmp_path, "docker-compose.servers.yml", COMPOSE_PROFILES=with_all)
+    assert read.keys() == before.keys()
+    for name, service in before.items():
+        # An empty variable is one that is not set.
+        given = {key: value for key, value in (read[name].get("environment") or {}).items() if value}
+        assert given == {key: value for key, value in (service.get("environment") or {}).items() if value}
+
+
+def read_by_compose(folder: Path, *files: str, **settings: str) -> dict[str, Any]:
+    """The services that compose would start, with everything filled in. settings: what .env says besides."""
     if shutil.which("docker") is None or shutil.which("make") is None:
         pytest.skip("docker compose or make is not installed")
-    for name in ("Makefile", "docker-compose.yml", *files):
-        shutil.copy(ROOT / name, tmp_path)
-    subprocess.run(["make", "--silent", "env"], cwd=tmp_path, check=True, capture_output=True)
-    options = [option for name in ("docker-compose.yml", *files) for option in ("-f", name)]
+    named = ("docker-compose.yml", *files)
+    for name in ("Makefile", *named):
+        shutil.copy(ROOT / name, folder)
+    subprocess.run(["make", "--silent", "env"], cwd=folder, check=True, capture_output=True)
+    with (folder / ".env").open("a") as env:
+        for name, value in ({"MESH_NIGHT_MODEL": "classifier-random-forest"} | settings).items():
+            env.write(f"{name}={value}\n")
+    options = [option for name in named for option in ("-f", name)]
+    # What is set here goes before .env.
+    inherited = {
+        name: value for name, value in os.environ.items() if not re.match("MESH_|POSTGRES_|COMPOSE_", name)
+    }
     ended = subprocess.run(
-        ["docker", "compose", *options, "--profile", "mlflow", "config", "--services"],
-        cwd=tmp_path, env=os.environ | {"MESH_NIGHT_MODEL": "classifier-random-forest"},
-        capture_output=True, text=True, check=False,
+        ["docker", "compose", *options, "config", "--format", "json"],
+        cwd=folder, env=inherited, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if "is not a docker command" in ended.stderr:
         pytest.skip("docker compose is not installed")
     assert ended.returncode == 0, ended.stderr
-    assert set(ended.stdout.split()) == SERVICES.keys() | more
+    services: dict[str, Any] = json.loads(ended.stdout)["services"]
+    return services
