@@ -49,7 +49,7 @@ from visionmesh.kafka import (
     partition_offsets,
     unavailable,
 )
-from visionmesh.object_store import Listed, ObjectStore, S3ObjectStore
+from visionmesh.object_store import Listed, ObjectStore, S3ObjectStore, split_path
 from visionmesh.reconcile import Reconciliation
 from visionmesh.settings import Settings, get_settings
 from visionmesh.topics import dead_letter_topics, readers
@@ -183,6 +183,7 @@ def _restore(
     manifest = read_manifest(folder)
     say("checking the files")
     _check_files(folder, manifest)
+    _check_objects(settings, folder / _OBJECTS)
     if with_records:
         _check_topics(settings, folder, manifest)
     with closing(Database.from_settings(settings)) as database:
@@ -578,6 +579,21 @@ def _entry(listed: Listed, length: int | None) -> tarfile.TarInfo:
     entry.mtime = int(listed.modified_at.timestamp())
     entry.mode = 0o600
     return entry
+
+
+def _check_objects(settings: Settings, path: Path) -> None:
+    """Raises `BackupError` for an object that this mesh would not store."""
+    allowed = {settings.s3_upload_bucket, *settings.s3_allowed_buckets}
+    # Not as a stream: what lies between the names is not read.
+    with tarfile.open(path, "r:") as tar:
+        for entry in tar:
+            try:
+                split_path(entry.name, allowed)
+            except Rejected as error:
+                raise BackupError(
+                    f"The backup has {entry.name}, which this mesh would not take: {error}; nothing was "
+                    "restored. MESH_S3_ALLOWED_BUCKETS names the buckets beside that of uploads."
+                ) from error
 
 
 def _read_objects(path: Path, store: ObjectStore) -> int:
