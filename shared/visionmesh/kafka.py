@@ -52,6 +52,9 @@ _AS_THE_BROKER: Final = -1
 # How many batches a consumer has fetched ahead, per partition.
 _BATCHES_FETCHED: Final = 20
 
+# And how much at most, of all partitions: the loop takes what is there at once, whatever its size.
+_FETCHED_KIB: Final = 16 * 1024
+
 # What a broker says while a topic is made, or while another one takes its work over.
 _PASSING: Final = frozenset(
     {
@@ -218,6 +221,7 @@ def consumer_config(settings: Settings, group: str, max_batch: int) -> dict[str,
         "fetch.wait.max.ms": settings.kafka_fetch_wait_max_ms,
         # Enough that the next batch is always there; not more, for pause() throws it away.
         "queued.min.messages": _BATCHES_FETCHED * max_batch,
+        "queued.max.messages.kbytes": _FETCHED_KIB,
         "fetch.queue.backoff.ms": 10,
     }
     if settings.kafka_group_protocol == "classic":

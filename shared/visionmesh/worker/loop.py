@@ -2,7 +2,7 @@
 
 Effects happen here alone, in this order, for one batch after the other:
 
-1. poll up to `max_batch` messages; what cannot be decoded is a dead letter;
+1. poll; a batch is up to `max_batch` messages and 4 MiB, and what cannot be decoded is a dead letter;
 2. run the step on a worker thread while the loop goes on polling, so that no rebalance waits for it;
 3. store all rows of the batch in one transaction (idempotent upserts);
 4. publish results and dead letters, each acknowledged by the broker;
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -63,6 +63,10 @@ _COMMIT_SECONDS: Final = 1.0
 # How many batches may wait while one is under way.
 _BATCHES_AHEAD: Final = 2
 
+# Where messages are large, a batch ends here: decoded and encoded again they take several times as much, and
+# a batch that did not fit into memory would come again after each death. Usual ones are a tenth of it.
+_BATCH_BYTES: Final = 4 * 1024 * 1024
+
 Partition = tuple[str, int]
 
 
@@ -76,6 +80,47 @@ class _Job:
     ends: Mapping[Partition, tuple[int, int | None]]
     started: float
     future: Future[None]
+
+
+class _Buffer:
+    """What was polled and is in no batch yet, oldest first."""
+
+    def __init__(self, max_batch: int) -> None:
+        self._max_batch = max_batch
+        self._messages: deque[Message] = deque()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    @property
+    def batches(self) -> float:
+        """For how many batches it suffices, by messages or by bytes, whichever is more."""
+        return max(len(self._messages) / self._max_batch, self._bytes / _BATCH_BYTES)
+
+    def append(self, message: Message) -> None:
+        self._messages.append(message)
+        self._bytes += _size(message)
+
+    def take_batch(self) -> list[Message]:
+        """The first one, however large it is, and those behind it that a batch has room for."""
+        batch: list[Message] = []
+        room = _BATCH_BYTES
+        while self._messages and len(batch) < self._max_batch:
+            size = _size(self._messages[0])
+            if batch and size > room:
+                break
+            room -= size
+            batch.append(self._messages.popleft())
+        self._bytes -= _BATCH_BYTES - room
+        return batch
+
+    def partitions(self) -> set[Partition]:
+        return set(map(_partition, self._messages))
+
+    def forget(self, partitions: Collection[Partition]) -> None:
+        self._messages = deque(each for each in self._messages if _partition(each) not in partitions)
+        self._bytes = sum(map(_size, self._messages))
 
 
 class _StepThread:
@@ -127,6 +172,7 @@ class Worker(Generic[C]):
     ) -> None:
         """store: None for a step that returns no rows; then no outcomes are written either.
         record_attempts: for steps that run native code, which may take the process with it.
+        max_batch: messages; large ones make it smaller.
         max_wait: seconds one poll waits for a first message; a batch never waits to become full.
         """
         self.name = name
@@ -146,7 +192,7 @@ class Worker(Generic[C]):
             stop=self._stop,
         )
         self._step_thread = _StepThread(f"{name}-step", self._runner.run)
-        self._buffer: deque[Message] = deque()
+        self._buffer = _Buffer(max_batch)
         self._job: _Job | None = None
         self._paused = False
         # Every assignment of a partition gets a number of its own: work begun under an older one is not
@@ -239,14 +285,14 @@ class Worker(Generic[C]):
             self._commit_passed()
         if self._job is None and self._buffer:
             self._job = self._start()
-        if self._paused and len(self._buffer) <= self._max_batch:
+        if self._paused and self._buffer.batches <= 1:
             self._resume()
         job = self._job
         if job is None:
             self._poll(self._max_wait)
             return
         grace = job.started + GRACE_SECONDS - time.monotonic()
-        full = len(self._buffer) >= _BATCHES_AHEAD * self._max_batch
+        full = self._buffer.batches >= _BATCHES_AHEAD
         if not self._buffer:
             self._poll(_TICK_SECONDS if grace > 0 else _SLOW_TICK_SECONDS)
         elif grace > 0:
@@ -288,13 +334,12 @@ class Worker(Generic[C]):
             log.warning("kafka_error", worker=self.name, error=error.str())
 
     def _start(self) -> _Job:
-        count = min(self._max_batch, len(self._buffer))
-        messages = [self._buffer.popleft() for _ in range(count)]
-        self._consumed.inc(count)
+        messages = self._buffer.take_batch()
+        self._consumed.inc(len(messages))
         ends = {_partition(message): message.offset() + 1 for message in messages}
         epochs = self._epochs
         job_ends = {partition: (end, epochs.get(partition)) for partition, end in ends.items()}
-        return _Job(count, job_ends, time.monotonic(), self._step_thread.submit(messages))
+        return _Job(len(messages), job_ends, time.monotonic(), self._step_thread.submit(messages))
 
     def _finish(self, job: _Job) -> None:
         self._job = None
@@ -322,7 +367,7 @@ class Worker(Generic[C]):
         for consume() counts messages as delivered that it has yet to return.
         """
         self._commit_due = time.monotonic() + _COMMIT_SECONDS
-        idle = self._epochs.keys() - set(map(_partition, self._buffer))
+        idle = self._epochs.keys() - self._buffer.partitions()
         positions = self._consumer.position([TopicPartition(*partition) for partition in idle])
         # It is negative as long as there was no delivery.
         passed = [each for each in positions if each.offset >= 0]
@@ -394,7 +439,7 @@ class Worker(Generic[C]):
         gone = {(partition.topic, partition.partition) for partition in partitions}
         for key in gone:
             self._epochs.pop(key, None)
-        self._buffer = deque(m for m in self._buffer if _partition(m) not in gone)
+        self._buffer.forget(gone)
         self._count_in_flight()
 
     def _tell_assignment(self, event: str, partitions: list[TopicPartition]) -> None:
@@ -421,3 +466,8 @@ class Worker(Generic[C]):
 
 def _partition(message: Message) -> Partition:
     return message.topic(), message.partition()
+
+
+def _size(message: Message) -> int:
+    """In bytes."""
+    return len(message.value() or b"") + len(message.key() or b"")
