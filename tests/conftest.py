@@ -1,14 +1,22 @@
-"""The servers behind the tests: started once, embedded or native (`--stack native`, MESH_TEST_STACK)."""
+"""The servers behind the tests: started once, embedded or native (`--stack native`, MESH_TEST_STACK).
+
+What asks none of them is tested with the embedded ones, and left out with the native ones.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
 import pytest
 
 from visionmesh.database import migrate
-from visionmesh.stack import Stack, open_stack
+from visionmesh.stack import Stack, StackKind, open_stack
+
+# Whose tests start meshes of their own on servers of that kind.
+_MESHES: Final = tuple(Path(__file__).parent / folder for folder in ("end_to_end", "chaos"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,13 +24,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--stack",
         choices=["embedded", "native"],
         default=os.environ.get("MESH_TEST_STACK", "embedded"),
-        help="the servers behind the tests; tests marked `native` are left out on the embedded ones",
+        help="the servers behind the tests; left out are tests marked `native` on the embedded ones,"
+        " and those that ask no server on the native ones",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # For the tests that start a mesh in a process of its own.
+    os.environ["MESH_TEST_STACK"] = config.getoption("--stack")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     left_out = {}
-    if config.getoption("--stack") != "native":
+    if config.getoption("--stack") == "native":
+        config.hook.pytest_deselected(items=[item for item in items if not asks_the_servers(item)])
+        items[:] = [item for item in items if asks_the_servers(item)]
+    else:
         left_out["native"] = "needs --stack native"
     # Having the command says nothing: Docker may not run, or may run a mesh that somebody uses.
     if "docker" not in config.option.markexpr:
@@ -33,22 +50,47 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def asks_the_servers(item: pytest.Item) -> bool:
+    """Whether a test may answer otherwise with other servers, by what is known before it runs."""
+    marks = {mark.name for mark in item.iter_markers()}
+    if "embedded" in marks:
+        return False
+    return (
+        bool(marks & {"native", "servers"})
+        or "stack_kind" in getattr(item, "fixturenames", ())
+        or any(item.path.is_relative_to(folder) for folder in _MESHES)
+    )
+
+
+@pytest.fixture(autouse=True)
+def is_known_to_ask_the_servers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that asked for them unseen: it would be missing where they are native."""
+    yield
+    unseen = "stack_kind" in request.fixturenames and not asks_the_servers(request.node)
+    assert not unseen, "It has the servers by getfixturevalue: mark it, or its parameter, as `servers`."
+
+
 @pytest.fixture(scope="session")
-def session_stack(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stack]:
+def stack_kind(request: pytest.FixtureRequest) -> StackKind:
+    """Of the servers behind the tests. All that is not the same with both is made of it."""
+    kind: StackKind = request.config.getoption("--stack")
+    return kind
+
+
+@pytest.fixture(scope="session")
+def session_stack(stack_kind: StackKind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One stack for the whole run. A test that stops one of its servers starts it again."""
-    with open_stack(request.config.getoption("--stack"), tmp_path_factory.mktemp("stack")) as stack:
+    with open_stack(stack_kind, tmp_path_factory.mktemp("stack")) as stack:
         yield stack
 
 
 @pytest.fixture(scope="module")
-def own_stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def own_stack(stack_kind: StackKind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """For tests of a module that look at everything there is, or commit for groups that others joined.
 
     The mock cluster takes no commit from outside for a group that has ever had a member.
     """
-    with open_stack(request.config.getoption("--stack"), tmp_path_factory.mktemp("stack")) as stack:
+    with open_stack(stack_kind, tmp_path_factory.mktemp("stack")) as stack:
         migrate(stack.endpoints.postgres_dsn)
         yield stack
 

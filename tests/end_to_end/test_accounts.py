@@ -17,7 +17,7 @@ from visionmesh.kafka import create_topics
 from visionmesh.mesh import SERVICES, Mesh, Service
 from visionmesh.object_store import S3ObjectStore
 from visionmesh.settings import ROOT, Settings
-from visionmesh.stack import Stack
+from visionmesh.stack import Stack, StackKind
 
 PASSWORDS = {account.name: f"secret-of-{account.name}" for account in ACCOUNTS}
 WORKERS = {service.name for service in SERVICES} - {"ingest-api", "edge-publisher", "sensor-sink"}
@@ -35,7 +35,7 @@ def until(question: Callable[[], Any], mesh: Mesh, what: str) -> Any:
 
 
 @pytest.fixture
-def services(session_stack: Stack, postgres_dsn: str, request: pytest.FixtureRequest) -> tuple[Service, ...]:
+def services(session_stack: Stack, postgres_dsn: str, stack_kind: StackKind) -> tuple[Service, ...]:
     """Each with its own account instead of the owner's."""
     endpoints = session_stack.endpoints
     settings = Settings(
@@ -47,7 +47,7 @@ def services(session_stack: Stack, postgres_dsn: str, request: pytest.FixtureReq
     S3ObjectStore.from_settings(settings).ensure_buckets()
     make_roles(postgres_dsn, PASSWORDS)
     # The embedded stack's S3 knows no users, and takes whoever comes.
-    if request.config.getoption("--stack") == "native":
+    if stack_kind == "native":
         create_topics(settings)
         make_users(settings, PASSWORDS)
 

@@ -85,7 +85,7 @@ def on_a_server(stack: Stack) -> Subject:
     return Subject(ValkeyCache(patient(url), first_pause_seconds=SHORT_PAUSE_SECONDS), away, full)
 
 
-@pytest.fixture(params=["memory", "valkey"])
+@pytest.fixture(params=["memory", pytest.param("valkey", marks=pytest.mark.servers)])
 def subject(request: pytest.FixtureRequest) -> Subject:
     if request.param == "memory":
         return in_memory()

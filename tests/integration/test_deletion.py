@@ -98,7 +98,7 @@ def database(dsn: str) -> Iterator[Database]:
         yield database
 
 
-@pytest.fixture(params=["memory", "servers"])
+@pytest.fixture(params=["memory", pytest.param("servers", marks=pytest.mark.servers)])
 def mesh(request: pytest.FixtureRequest) -> Mesh:
     if request.param == "memory":
         results = MemoryResultStore()

@@ -27,7 +27,7 @@ from visionmesh.kafka import KafkaPublisher, Record, create_topics
 from visionmesh.results import PostgresResultStore
 from visionmesh.sensors import PostgresSensors
 from visionmesh.settings import Settings
-from visionmesh.stack import Stack
+from visionmesh.stack import Stack, StackKind
 from visionmesh.topics import SENSORS
 from visionmesh.worker.dead_letters import read_dead_letters
 from visionmesh.worker.loop import Worker
@@ -36,10 +36,10 @@ GROUP = "sensor-sink"
 
 
 @pytest.fixture(scope="module")
-def settings(session_stack: Stack, postgres_dsn: str, request: pytest.FixtureRequest) -> Settings:
+def settings(session_stack: Stack, postgres_dsn: str, stack_kind: StackKind) -> Settings:
     with mock.patch.dict(os.environ, session_stack.endpoints.environment()):
         settings = Settings(postgres_dsn=postgres_dsn, kafka_message_timeout_ms=3000)  # type: ignore[arg-type]
-    if request.config.getoption("--stack") == "native":
+    if stack_kind == "native":
         create_topics(settings)
     return settings
 

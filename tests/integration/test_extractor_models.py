@@ -66,7 +66,7 @@ def database(postgres_dsn: str) -> Iterator[Database]:
         yield database
 
 
-@pytest.fixture(params=["no cache", "valkey"])
+@pytest.fixture(params=["no cache", pytest.param("valkey", marks=pytest.mark.servers)])
 def cache(request: pytest.FixtureRequest) -> Cache:
     if request.param == "no cache":
         return NoCache()

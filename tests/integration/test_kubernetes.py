@@ -12,6 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from kubernetes_tools import CLOUDNATIVE_PG, KEDA, rendered, resource_definition, strimzi_complaints
+from visionmesh.stack import StackKind
 
 ROOT: Final = Path(__file__).parents[2]
 FOLDERS: Final = {name: ROOT / "deploy/kubernetes" / name for name in ("mesh", "servers")}
@@ -26,8 +27,8 @@ _OWN: Final = ("keda.sh/", "postgresql.cnpg.io/", "kafka.strimzi.io/")
 
 
 @pytest.fixture(scope="module")
-def fetch(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption("--stack") == "native")
+def fetch(stack_kind: StackKind) -> bool:
+    return stack_kind == "native"
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def endpoints(session_stack: Stack) -> Endpoints:
     return session_stack.endpoints
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.servers)])
 def subject(request: pytest.FixtureRequest) -> Subject:
     if request.param == "memory":
         memory = MemoryObjectStore(BUCKETS)

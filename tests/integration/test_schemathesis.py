@@ -370,7 +370,10 @@ def running(app: FastAPI) -> Iterator[str]:
             thread.join(PATIENCE_SECONDS)
 
 
-@pytest.mark.parametrize("service", WHOLE)
+@pytest.mark.parametrize(
+    "service",
+    [pytest.param(name, marks=pytest.mark.servers) if name == "ingest-api" else name for name in WHOLE],
+)
 def test_no_input_is_answered_by_what_the_service_does_not_tell_of(
     service: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

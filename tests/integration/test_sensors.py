@@ -45,7 +45,7 @@ class Store:
         return self.sensors.readings(self.device, sensor, begin, end, limit=10_000)
 
 
-@pytest.fixture(params=["memory", "postgres"])
+@pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.servers)])
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     day = datetime(2003, 1, 1, tzinfo=UTC) + timedelta(days=10 * next(_days))
     device = f"pi-{uuid.uuid4().hex[:8]}"

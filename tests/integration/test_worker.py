@@ -140,7 +140,7 @@ def settings(session_stack: Stack) -> Settings:
     )
 
 
-@pytest.fixture(params=["memory", "stack"])
+@pytest.fixture(params=["memory", pytest.param("stack", marks=pytest.mark.servers)])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     if request.param == "memory":
         yield MemoryCluster()
@@ -519,8 +519,7 @@ def test_work_of_a_lost_partition_is_not_committed(mesh: Mesh) -> None:
     eventually(lambda: mesh.finished(10), "the new owner did the work")
 
 
-def test_dead_letters_are_read_and_sent_home_once(request: pytest.FixtureRequest) -> None:
-    settings: Settings = request.getfixturevalue("settings")
+def test_dead_letters_are_read_and_sent_home_once(settings: Settings) -> None:
     cluster = RealCluster(settings)
     mesh = Mesh(cluster)
     broken = threading.Event()
@@ -992,10 +991,8 @@ def test_replay_stops_at_its_limit_goes_on_there_and_passes_over_what_is_no_lett
     assert all(record.headers == (("x-mine", b"1"), (REPLAYED_FOR, b"w")) for record in records)
 
 
-def test_what_is_sent_home_is_for_the_group_that_gave_it_up_alone(
-    request: pytest.FixtureRequest,
-) -> None:
-    cluster = RealCluster(request.getfixturevalue("settings"))
+def test_what_is_sent_home_is_for_the_group_that_gave_it_up_alone(settings: Settings) -> None:
+    cluster = RealCluster(settings)
     mine = Mesh(cluster)
     other = Mesh(cluster, beside=mine)
     refuse = threading.Event()
