@@ -102,7 +102,13 @@ def upload_routes(intake: Intake, *, max_files: int) -> APIRouter:
             headers=tracing.to_headers(tracing.current()),
             max_files=max_files,
         )
-        files = await form.take(request.headers.get("content-type", ""), _body(request))
+        try:
+            files = await form.take(request.headers.get("content-type", ""), _body(request))
+        except Exception as error:
+            # A form that its client spoiled is no file; any other end is the mesh's, and counts as one.
+            if not isinstance(error, Rejected) or _refused_as(error) == "failed":
+                metrics.UPLOADS.labels("failed").inc()
+            raise
         for file in files:
             _count(file)
         return _one(files[0]) if len(files) == 1 else _several(files)

@@ -15,6 +15,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import httpx
 import pypdfium2
@@ -26,6 +27,7 @@ import waiting
 from ingest_api import intake
 from ingest_api.__main__ import compose, fitted_consensus
 from ingest_api.searchable_pdf import searchable_pdf
+from visionmesh import http
 from visionmesh.drawing import draw_on
 from visionmesh.errors import Unavailable
 from visionmesh.observability import metrics
@@ -300,6 +302,24 @@ def test_too_many_uploads_are_a_failure_of_the_mesh(
     assert [upload["status"] for upload in uploads] == ["failed", "rejected", "failed"]
     assert service.metric(failed) == before + 3
     service.expect_nothing()
+
+
+def test_an_upload_that_ends_in_a_bug_is_counted_as_failed(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def put(*_: Any, **__: Any) -> int:
+        raise KeyError("a bug")
+
+    failed, rejected = (f'mesh_uploads_total{{outcome="{outcome}"}}' for outcome in ("failed", "rejected"))
+    before = service.metric(failed), service.metric(rejected)
+    monkeypatch.setattr(service.store, "put", put)
+    # Without a configuration structlog draws a traceback with all that its frames hold.
+    monkeypatch.setattr(http, "log", MagicMock())
+    expect_error(service.upload(jpeg()), 500, "internal_error")
+    assert (service.metric(failed), service.metric(rejected)) == (before[0] + 1, before[1])
+    # Nor is a whole form that was spoiled a failure of the mesh.
+    expect_error(service.upload(), 415, "not_multipart")
+    assert (service.metric(failed), service.metric(rejected)) == (before[0] + 1, before[1])
 
 
 def test_a_large_file_between_small_ones(service: Service) -> None:

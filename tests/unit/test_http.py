@@ -294,6 +294,12 @@ def test_requests_are_counted_by_template(client: TestClient) -> None:
     assert "mesh_http_requests_total" in client.get("/metrics").text
 
 
+def test_bugs_are_shown_before_there_is_one(client: TestClient) -> None:
+    client.delete("/included/well")
+    labels = {"service": "test", "route": "/included/{name}", "status": "500"}
+    assert REGISTRY.get_sample_value("mesh_http_requests_total", labels) == 0
+
+
 def test_probes_and_scrapes_do_not_wait_behind_slow_requests() -> None:
     app = create_app("test", checks={"server": dict}, summary=lambda: {"queue_size": 0})
     gate = Event()
