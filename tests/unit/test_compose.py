@@ -570,6 +570,18 @@ def test_compose_reads_the_files(files: list[str], more: set[str], less: set[str
         assert service["deploy"]["resources"]["limits"].keys() >= {"memory", "pids"}, name
 
 
+def test_what_the_file_does_not_name_reaches_the_services_by_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mesh.env").write_text("MESH_QR_BUDGET_MS=4000\nEDGE_COMMIT_MS=20\nMESH_HTTP_PORT=1\n")
+    read = read_by_compose(tmp_path)
+    for name in (*HTTP_PORTS, *INNER_PORTS, "migrate", "topics", "reader-role"):
+        environment = read[name]["environment"]
+        assert (environment["MESH_QR_BUDGET_MS"], environment["EDGE_COMMIT_MS"]) == ("4000", "20"), name
+    for name in CLASSIFIERS:
+        own = read[name]["environment"]["MESH_HTTP_PORT"]
+        assert own == SERVICES[name]["environment"]["MESH_HTTP_PORT"], "what is named goes before"
+    assert "/mesh.env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 def test_servers_elsewhere_are_spoken_to_as_env_says(tmp_path: Path) -> None:
     kafka = {
         f"MESH_{field.upper()}": f"as {field} says"
