@@ -16,8 +16,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -36,7 +38,8 @@ CAT = ROOT / "samples" / "cat.jpg"
 CLASSIFIER = "classifier-fast"
 IMAGES = "images-input-stream"
 FEATURES = "image-features-stream"
-GOLDENS = Path(__file__).parent.parent / "contract" / IMAGES
+READINGS = "sensor-readings-stream"
+CONTRACTS = Path(__file__).parent.parent / "contract"
 
 # Services are started one after the other, each of which takes seconds on a busy machine.
 DEADLINE_SECONDS = 600.0
@@ -226,16 +229,53 @@ def test_a_mesh_that_was_operated_on_fits_together(mesh: RunningMesh) -> None:
     assert not [each for each in found if each["finding"] == "object without a row"], found
 
 
+def goldens(topic: str) -> list[dict[str, Any]]:
+    """A message of every version and kind that services of this topic have to take."""
+    found = [json.loads(golden.read_text()) for golden in sorted((CONTRACTS / topic).glob("v*/*.json"))]
+    assert len(found) >= 3
+    return found
+
+
 def test_messages_of_old_and_new_services_are_served_side_by_side(mesh: RunningMesh) -> None:
     path = mesh.store(f"versions/{uuid4()}.jpg", CAT.read_bytes())
     ids = []
-    for golden in sorted(GOLDENS.glob("v*/*.json")):
-        message = json.loads(golden.read_text()) | {"image_id": f"version-{uuid4()}", "minio_path": path}
+    for golden in goldens(IMAGES):
+        message = golden | {"image_id": f"version-{uuid4()}", "minio_path": path}
         # What a digest claims has to be true.
         message.pop("sha256", None)
         message.pop("tasks", None)
         mesh.publish(IMAGES, message["image_id"], json.dumps(message).encode())
         ids.append(message["image_id"])
-    assert len(ids) >= 3
     for image_id in ids:
         assert [one["label"] for one in mesh.outcome(image_id)["predictions"]] == ["cat"] * 3
+
+
+def test_descriptors_of_old_and_new_extractors_are_served_side_by_side(mesh: RunningMesh) -> None:
+    path = mesh.store(f"versions/{uuid4()}.jpg", CAT.read_bytes())
+    seen = f"version-{uuid4()}"
+    mesh.publish(IMAGES, seen, json.dumps({"image_id": seen, "minio_path": path}).encode())
+    mesh.outcome(seen)
+    found = mesh.http.get(f"/results/{seen}").json()["features"]
+    for golden in goldens(FEATURES):
+        # Those of a picture, and where a model is named, the one that they are of.
+        truth = {name: found[name] for name in golden.keys() & {"descriptors", "descriptor_count", "model"}}
+        message = golden | truth | {"image_id": f"version-{uuid4()}"}
+        mesh.publish(FEATURES, message["image_id"], json.dumps(message).encode())
+        outcome = mesh.outcome(message["image_id"])
+        assert [one["label"] for one in outcome["predictions"]] == ["cat"] * 3, outcome
+
+
+def test_readings_of_old_and_new_devices_are_served_side_by_side(mesh: RunningMesh) -> None:
+    for golden in goldens(READINGS):
+        device = f"version-{uuid4()}"
+        message = golden | {"device_id": device, "captured_at": datetime.now(UTC).isoformat()}
+        mesh.publish(READINGS, device, json.dumps(message).encode())
+        address = f"/sensors/{device}/{message['sensor']}/readings"
+        until(partial(is_known, mesh, address), f"the reading {message}")
+        (stored,) = mesh.http.get(address).json()["readings"]
+        expected = {name: golden.get(name) for name in ("seq", "values", "monotonic_ns")}
+        assert {name: stored[name] for name in expected} == expected
+
+
+def is_known(mesh: RunningMesh, address: str) -> bool:
+    return mesh.http.get(address).status_code == 200
