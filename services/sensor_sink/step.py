@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+import msgspec
+
 from visionmesh.contracts import VALUES, SensorReading
 from visionmesh.errors import Rejected
 from visionmesh.observability import metrics
@@ -19,17 +21,22 @@ _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 # Clocks and time zones are wrong by hours. Later than this, a row would stay in nobody's sight for long.
 _AHEAD: Final = timedelta(days=1)
 
+# Our own have 300 bytes at most. Ten thousand are read at once, and have to fit into memory then.
+_VALUES_BYTES: Final = 8 * 1024
+
 # Whoever may publish names devices, and Prometheus keeps a series for each.
 _MOST_SENSORS: Final = 1000
 
 Now = Callable[[], datetime]
+
+_encode: Final = msgspec.json.Encoder().encode
 
 
 def make_step(now: Now = lambda: datetime.now(UTC)) -> Step[SensorReading]:
     """The sink's step. now: the wall clock.
 
     However late a reading comes it is taken; one of a time that cannot be is a dead letter, from where it can
-    be sent home when the cause is known.
+    be sent home when the cause is known. So is one whose values are too many or too large for a row.
     """
     newest = _Newest()
 
@@ -76,6 +83,12 @@ def _verdict(reading: SensorReading, latest: datetime) -> Verdict:
             "implausible_time",
             f"captured_at {reading.captured_at.isoformat()} is no time that a reading of today can have; "
             "set the device's clock",
+        )
+    size = len(_encode(reading.values))
+    if size > _VALUES_BYTES:
+        return Rejected(
+            "too_large",
+            f"values of {size} bytes as JSON, where a reading has {_VALUES_BYTES} at most; upload pictures",
         )
     return Done(
         rows=(

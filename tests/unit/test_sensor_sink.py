@@ -1,4 +1,4 @@
-"""The sink's step: a reading is a row, unless its time cannot be."""
+"""The sink's step: a reading is a row, unless its time cannot be or its values are too large."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from sensor_sink.step import make_step
-from visionmesh.contracts import SensorReading
+from visionmesh.contracts import SensorReading, Value
 from visionmesh.errors import Rejected
 from visionmesh.observability import metrics
 from visionmesh.sensors import SensorReadingRow
@@ -55,3 +55,19 @@ def test_a_time_that_cannot_be_is_the_messages_fault_alone(at: datetime) -> None
     assert isinstance(good, Done)
     assert isinstance(bad, Rejected)
     assert bad.code == "implausible_time"
+
+
+@pytest.mark.parametrize(
+    ("large", "largest"),
+    [({"frame": "x" * 8181}, {"frame": "x" * 8180}), ({str(n): 1.5 for n in range(1000)}, {"a": None})],
+)
+def test_values_that_are_too_large_are_the_messages_fault_alone(
+    large: dict[str, Value], largest: dict[str, Value]
+) -> None:
+    good, bad = make_step(lambda: NOW)(
+        [SensorReading("pi-1", "own", seq, NOW, values) for seq, values in enumerate((largest, large), 1)]
+    )
+    assert isinstance(good, Done)
+    assert isinstance(bad, Rejected)
+    assert bad.code == "too_large"
+    assert "8192" in bad.reason
