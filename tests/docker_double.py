@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ DESCRIBED: dict[str, Any] = {
     },
 }
 
-DOCKER = """#!/usr/bin/env python3
+DOCKER = """
 import json, os, pathlib, sys
 folder = pathlib.Path(os.environ["DOCKER_DOUBLE"])
 match sys.argv[1:]:
@@ -52,7 +53,8 @@ def put_in_front(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first `docker` on the path. What it tells lies in files of `folder`: config, containers."""
     program = folder / "bin" / "docker"
     program.parent.mkdir()
-    program.write_text(DOCKER)
+    # This Python, and nothing that is installed for it: it is started a hundred times.
+    program.write_text(f"#!{sys.executable} -IS{DOCKER}")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("DOCKER_DOUBLE", str(folder))

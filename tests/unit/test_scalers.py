@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -257,7 +258,7 @@ def test_a_step_of_a_scale_that_can_not_be_raises(tmp_path: Path) -> None:
 
 # `docker` as far as it is asked: containers are in a file, the calls are written down. Like the real one,
 # compose starts what has ended before it makes something new.
-DOCKER = """#!/usr/bin/env python3
+DOCKER = """
 import json, os, pathlib, sys, uuid
 folder = pathlib.Path(os.environ["DOCKER_DOUBLE"])
 containers = json.loads((folder / "containers").read_text())
@@ -327,7 +328,8 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a double of Docker with three containers."""
     program = tmp_path / "bin" / "docker"
     program.parent.mkdir()
-    program.write_text(DOCKER)
+    # This Python, and nothing that is installed for it: it is started a hundred times.
+    program.write_text(f"#!{sys.executable} -IS{DOCKER}")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("DOCKER_DOUBLE", str(tmp_path))
