@@ -160,9 +160,15 @@ class Outbox:
                 self._in_flight.pop(image_id, None)
 
     def relay(self) -> None:
-        """Publishes what has stayed behind. Raises `Unavailable`: call again."""
+        """Publishes what has stayed behind and deletes orphans. Raises `Unavailable`: call again."""
         self._forget_overdue()
-        self._sweep()
+        try:
+            self._publish_left_behind()
+        finally:
+            # Whatever else is away: neither the object store nor Kafka waits for the other.
+            self._sweep()
+
+    def _publish_left_behind(self) -> None:
         self._pending = self._images.pending()
         metrics.OUTBOX_PENDING.set(self._pending)
         # Before rows are locked: a broker that is away would hold them for a whole message timeout.

@@ -208,6 +208,22 @@ def test_an_orphan_is_deleted_once_the_servers_are_back(mesh: Mesh) -> None:
     assert mesh.store.paths() == []
 
 
+def test_neither_the_store_nor_kafka_waits_for_the_other(mesh: Mesh) -> None:
+    mesh.add("a")
+    mesh.store.put("raw-images/orphan.jpg", [b"x"], media_type="image/jpeg")
+    mesh.outbox.discard_unless_named("orphan", "raw-images/orphan.jpg")
+    mesh.store.available = False
+    with pytest.raises(Unavailable):
+        mesh.outbox.relay()
+    assert mesh.announced() == ["a"]
+    mesh.store.available, mesh.broker.available = True, False
+    mesh.add("b")
+    with pytest.raises(Unavailable):
+        mesh.outbox.relay()
+    assert mesh.outbox.status() == {"pending": 1, "kafka": "the broker is away"}
+    assert "raw-images/orphan.jpg" not in mesh.store.paths()
+
+
 def test_an_object_whose_row_was_written_after_all_stays(mesh: Mesh) -> None:
     row = mesh.add("a")
     mesh.outbox.discard_unless_named("a", row.minio_path)
