@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +19,7 @@ from visionmesh.database import Database
 from visionmesh.errors import Unavailable
 from visionmesh.isolated import Isolated
 from visionmesh.object_store import S3ObjectStore
-from visionmesh.observability import logs
+from visionmesh.observability import logs, metrics
 from visionmesh.results import PostgresImages, PostgresResultStore
 from visionmesh.service import ready_when, run_service, start
 from visionmesh.settings import Settings
@@ -30,6 +32,9 @@ PORT: Final = 8500
 # Documents of a batch wait for each other, and what a killed replica had in hand is read again.
 _BATCH_PER_ENGINE: Final = 2
 
+
+# Of the networks of every engine.
+_FAMILY: Final = "PP-OCR"
 
 # What a container is limited to: a quota and its period in microseconds, or `max` for the quota.
 _CPU_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
@@ -66,6 +71,18 @@ def warm_up(reader: Reader) -> None:
             raise
 
 
+def announce(engine: str) -> None:
+    """Tells what reads, by the version of the package: its networks come with it, or are named by it.
+
+    A server's version is not known here.
+    """
+    version = ""
+    if engine != PADDLEX:
+        with suppress(metadata.PackageNotFoundError):
+            version = metadata.version(engine)
+    metrics.announce_model(engine, version, _FAMILY)
+
+
 def serve(settings: Settings) -> int:
     logs.configure(SERVICE, settings)
     processes = settings.ocr_processes
@@ -88,6 +105,7 @@ def serve(settings: Settings) -> int:
             isolated, engine_choice(settings), processes=processes, max_pages=settings.ocr_max_pages
         )
         warm_up(reader)
+        announce(settings.ocr_engine)
         read = Tally(reader)
         worker = Worker.from_settings(
             SERVICE,

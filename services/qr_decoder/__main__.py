@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,14 @@ from typing import Final
 
 from qr_decoder import weights
 from qr_decoder.http import make_app
+from qr_decoder.locators import LocatorFile, asked_by, unlisted
 from qr_decoder.reader import Reader
 from qr_decoder.reading import DOMAIN, ULTRALIGHT, ULTRALIGHT_DOMAIN, Asked, Found, read_one
 from qr_decoder.step import make_step
 from visionmesh.database import Database
 from visionmesh.isolated import Isolated
 from visionmesh.object_store import S3ObjectStore
-from visionmesh.observability import logs
+from visionmesh.observability import logs, metrics
 from visionmesh.results import PostgresResultStore
 from visionmesh.service import ready_when, run_service, start
 from visionmesh.settings import Settings
@@ -48,19 +49,30 @@ _HEADROOM_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Engine:
-    """What reads the pictures in the child. folder: of what it loads. preload: modules of the child."""
+    """What reads the pictures in the child. folder: of what it loads. preload: modules of the child.
+
+    locators: those that its profile asks.
+    """
 
     read_one: Callable[[Asked], Found]
     folder: Path
     profile: str
     preload: tuple[str, ...]
     memory_bytes: int
+    locators: Sequence[LocatorFile]
 
 
 def _cascade(settings: Settings) -> _Engine:
     profile = settings.qr_profile
     preload = (ULTRALIGHT_DOMAIN if profile == ULTRALIGHT else DOMAIN,)
-    return _Engine(read_one, settings.models_dir, profile, preload, settings.isolated_memory_bytes)
+    return _Engine(
+        read_one,
+        settings.models_dir,
+        profile,
+        preload,
+        settings.isolated_memory_bytes,
+        asked_by(profile, settings.models_dir),
+    )
 
 
 def _qreader(settings: Settings) -> _Engine:
@@ -79,7 +91,8 @@ def _qreader(settings: Settings) -> _Engine:
         preload=preload,
     ) as isolated:
         isolated.call(qreader_engine.Weights(size, folder))
-    return _Engine(qreader_engine.read_one, folder, f"qreader-{size}", preload, memory_bytes)
+    detector = unlisted(f"qrdet-{size}", weights.file_of(size, folder))
+    return _Engine(qreader_engine.read_one, folder, f"qreader-{size}", preload, memory_bytes, (detector,))
 
 
 _ENGINES: Final = {"cascade": _cascade, "qreader": _qreader}
@@ -104,6 +117,8 @@ def serve(settings: Settings) -> int:
         ) as isolated,
     ):
         read = Reader(isolated, engine.folder, profile=engine.profile, budget_ms=settings.qr_budget_ms)
+        for locator in engine.locators:
+            metrics.announce_model(locator.name, locator.version, locator.family)
         worker = Worker.from_settings(
             SERVICE,
             IMAGES,
@@ -125,6 +140,7 @@ def serve(settings: Settings) -> int:
             checks=checks,
             max_bytes=settings.upload_max_bytes,
             max_budget_ms=max_budget_ms,
+            processes=settings.qr_processes,
         )
         return run_service(app, worker, port=PORT, settings=settings)
 

@@ -216,7 +216,7 @@ class _Registered:
 
 
 def _announce(model: Model) -> None:
-    metrics.MODEL.info({"name": model.name, "version": model.version, "family": model.family})
+    metrics.announce_model(model.name, model.version, model.family)
 
 
 def _check_kind(model: Model, kind: Kind | None) -> None:

@@ -26,6 +26,7 @@ from training.tables import toml
 from visionmesh.errors import Unavailable
 from visionmesh.mlflow import Address, Mlflow
 from visionmesh.model_store import Model, ModelError
+from visionmesh.observability import metrics
 from visionmesh.registry import ModelSource, open_shadow, open_source
 from visionmesh.settings import ROOT, Settings
 from visionmesh.testing.mlflow import MemoryMlflow
@@ -81,9 +82,16 @@ def refusals(name: str) -> float:
     return REGISTRY.get_sample_value("mesh_model_refusals_total", {"model": name}) or 0.0
 
 
+@pytest.fixture(autouse=True)
+def _nothing_announced() -> None:
+    """As in a process that begins; a service announces the one model that it answers with."""
+    metrics.MODEL.clear()
+
+
 def announced() -> dict[str, str]:
     (family,) = (family for family in REGISTRY.collect() if family.name == "mesh_model")
-    return dict(family.samples[0].labels)
+    (sample,) = family.samples
+    return dict(sample.labels)
 
 
 # Loading and switching -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from ocr_double import CHOICE, page, pages, read_by_double
 from ocr_worker import reading
-from ocr_worker.__main__ import cores, engine_choice, warm_up
+from ocr_worker.__main__ import announce, cores, engine_choice, warm_up
 from ocr_worker.load import GroupLag, Tally, retry_after
 from ocr_worker.reading import DOMAIN, Answer, Asked, Reader
 from ocr_worker.step import make_step
@@ -319,3 +320,22 @@ def test_when_to_come_again() -> None:
     assert retry_after(10, 2.0, 4) == 5
     assert retry_after(10, 0.0, 1) == 20
     assert retry_after(100_000, 2.0, 1) == 300
+
+
+@pytest.mark.parametrize(
+    ("engine", "installed", "version"),
+    [("rapidocr", "3.10.0", "3.10.0"), ("paddleocr", None, ""), ("paddlex", "3.0.0", "")],
+)
+def test_the_engine_is_told_with_its_version_and_a_server_s_is_not_known(
+    engine: str, installed: str | None, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(name: str) -> str:
+        assert name == engine
+        if installed is None:
+            raise metadata.PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr(metadata, "version", found)
+    announce(engine)
+    labels = {"name": engine, "version": version, "family": "PP-OCR"}
+    assert REGISTRY.get_sample_value("mesh_model_info", labels) == 1

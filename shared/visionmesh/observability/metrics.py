@@ -34,6 +34,11 @@ def from_zero(counter: Counter, values: Iterable[str], *before: str) -> None:
         counter.labels(*before, value)
 
 
+def announce_model(name: str, version: str, family: str) -> None:
+    """Tells by what this replica answers. Of one name the newest counts."""
+    MODEL.labels(name).info({"version": version, "family": family})
+
+
 # Worker
 CONSUMED: Final = Counter("mesh_messages_consumed_total", "Messages taken from a topic.", ["worker", "topic"])
 FINISHED: Final = Counter(
@@ -157,7 +162,9 @@ ISOLATED_RESTARTS: Final = Counter(
 ISOLATED_ENDS: Final = ("crash", "deadline", "grown")
 MODEL: Final = Info(
     "mesh_model",
-    "The model that a feature-extractor or a classifier answers with, by `name`, `version` and `family`.",
+    "What a replica answers with, by `version` and `family` besides: the model of a feature-extractor "
+    "or classifier, each locator that a qr-decoder's profile asks, the engine of an ocr-worker.",
+    ["name"],
 )
 MODEL_REFUSALS: Final = Counter(
     "mesh_model_refusals_total", "Versions in the registry that were not taken, for a fault of theirs.",
