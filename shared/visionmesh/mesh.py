@@ -11,6 +11,7 @@ replicas or fewer, or every replica of a service anew without a moment in which 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -24,7 +25,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from visionmesh import orders
 from visionmesh.settings import CLASSIFIER_PATTERN
@@ -99,6 +100,9 @@ READY_SECONDS: Final = 120.0
 
 _TEND_SECONDS: Final = 0.05
 _PROBE_SECONDS: Final = 2.0
+
+# Above what a look at the lock of a folder takes, which is held for that time.
+_HOLD_SECONDS: Final = 1.0
 
 
 class MeshError(Exception):
@@ -580,6 +584,56 @@ class Mesh:
 def running_file(directory: Path) -> Path:
     """Where a running mesh writes down its addresses, for the other commands."""
     return directory / "running.json"
+
+
+def hold(directory: Path) -> int:
+    """Makes a folder this process's own until it ends, however it ends, or closes the descriptor returned.
+
+    Two meshes in one would overwrite each other's logs and addresses. Raises `MeshError` for the second.
+    """
+    lock = os.open(_lock_file(directory), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + _HOLD_SECONDS
+    while not _locks(lock, fcntl.LOCK_EX):
+        if time.monotonic() > deadline:
+            os.close(lock)
+            raise MeshError(
+                f"Another mesh runs in {directory}. Stop that one, or start this one with a --directory of "
+                "its own and --ports free."
+            )
+        time.sleep(_TEND_SECONDS)
+    # That of one that was killed: nobody is to take its addresses for ours.
+    running_file(directory).unlink(missing_ok=True)
+    return lock
+
+
+def running(directory: Path) -> dict[str, Any] | None:
+    """What the mesh that holds a folder wrote down; None when none does, or its services have not begun.
+
+    Told by the lock: the process id of one that was killed may be somebody else's by now.
+    """
+    try:
+        lock = os.open(_lock_file(directory), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _locks(lock, fcntl.LOCK_SH):
+                return None
+        finally:
+            os.close(lock)
+        state: dict[str, Any] = json.loads(running_file(directory).read_text())
+    except (OSError, ValueError):
+        return None
+    return state
+
+
+def _locks(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock_file(directory: Path) -> Path:
+    return directory / "lock"
 
 
 def why_not_ready(url: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -16,7 +15,7 @@ from visionmesh import orders
 from visionmesh.autoscale import ScaleError, Scaler
 from visionmesh.compose import ComposeError, run_docker
 from visionmesh.kafka import GroupOffsets
-from visionmesh.mesh import SERVICES, MeshError, Service, check_scale, running_file
+from visionmesh.mesh import SERVICES, MeshError, Service, check_scale, running
 from visionmesh.settings import ROOT, Settings
 from visionmesh.topics import readers
 
@@ -91,11 +90,9 @@ class MeshReplicas:
         return True
 
     def _state(self) -> dict[str, Any]:
-        try:
-            state: dict[str, Any] = json.loads(running_file(self._directory).read_text())
-            os.kill(state["pid"], 0)
-        except (OSError, ValueError, KeyError) as error:
-            raise ScaleError(f"No mesh runs in {self._directory}.") from error
+        state = running(self._directory)
+        if state is None:
+            raise ScaleError(f"No mesh runs in {self._directory}.")
         return state
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from docker_double import put_in_front
+from running_folder import runs_in
 from visionmesh import settings
 from visionmesh.cli import app, console
-from visionmesh.mesh import running_file
 from visionmesh.settings import Settings
 from visionmesh.topics import dead_letter_topics
 
@@ -29,6 +28,7 @@ COMMANDS = (
     ["dlq", "replay", LETTERS, "--yes", "--compose"],
     ["reconcile", "--compose"],
     ["autoscale", "--compose"],
+    ["models", "compare", "--compose"],
 )
 every_command = pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 
@@ -53,8 +53,7 @@ def _in_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         put_in_front(tmp_path, monkeypatch)
         monkeypatch.setattr(settings, "get_settings", get_settings)
         monkeypatch.setattr(console, "DIRECTORY", tmp_path)
-        state = {"pid": os.getpid(), "environment": {"MESH_KAFKA_BOOTSTRAP": "up:1"}, "replicas": []}
-        running_file(tmp_path).write_text(json.dumps(state))
+        runs_in(tmp_path, {"MESH_KAFKA_BOOTSTRAP": "up:1"})
         os.environ["MESH_DIRECTORY"] = str(tmp_path)
         yield
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -13,9 +12,9 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
+from running_folder import runs_in
 from visionmesh import settings
 from visionmesh.cli import app
-from visionmesh.mesh import running_file
 from visionmesh.settings import ROOT
 from visionmesh.topics import dead_letter_topics
 
@@ -52,15 +51,11 @@ def _asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "get_settings", get_settings)
 
 
-def runs_in(directory: Path, broker: str = "127.0.0.1:15001") -> Path:
-    """A folder as a mesh that runs leaves it."""
+def with_a_mesh(directory: Path, broker: str = "127.0.0.1:15001") -> Path:
+    """A folder in which a mesh runs."""
     directory.mkdir(exist_ok=True)
-    state = {
-        "pid": os.getpid(),
-        "environment": {"MESH_KAFKA_BOOTSTRAP": broker, "MESH_S3_SECRET_KEY": "hunter2"},
-        "replicas": [{"service": "ingest-api", "url": "http://127.0.0.1:15002", "restarts": 0}],
-    }
-    running_file(directory).write_text(json.dumps(state))
+    intake = {"service": "ingest-api", "url": "http://127.0.0.1:15002", "restarts": 0}
+    runs_in(directory, {"MESH_KAFKA_BOOTSTRAP": broker, "MESH_S3_SECRET_KEY": "hunter2"}, [intake])
     return directory
 
 
@@ -71,20 +66,20 @@ def mesh(*arguments: str) -> Result:
 @pytest.mark.usefixtures("_asked")
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_by_the_option(command: list[str], tmp_path: Path) -> None:
-    result = mesh(*command, "--directory", str(runs_in(tmp_path)))
+    result = mesh(*command, "--directory", str(with_a_mesh(tmp_path)))
     assert repr(result.exception) == "AskedError('127.0.0.1:15001')", result.output
 
 
 @pytest.mark.usefixtures("_asked")
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_by_the_environment(command: list[str], tmp_path: Path) -> None:
-    os.environ["MESH_DIRECTORY"] = str(runs_in(tmp_path))
+    os.environ["MESH_DIRECTORY"] = str(with_a_mesh(tmp_path))
     assert repr(mesh(*command).exception) == "AskedError('127.0.0.1:15001')"
 
 
 @pytest.mark.usefixtures("_asked")
 def test_the_option_of_a_group_is_that_of_its_commands_and_yields_to_theirs(tmp_path: Path) -> None:
-    one, two = runs_in(tmp_path / "one"), runs_in(tmp_path / "two", "127.0.0.1:16001")
+    one, two = with_a_mesh(tmp_path / "one"), with_a_mesh(tmp_path / "two", "127.0.0.1:16001")
     os.environ["MESH_DIRECTORY"] = str(two)
     assert (
         repr(mesh("topics", "--directory", str(one), "create").exception) == "AskedError('127.0.0.1:15001')"
@@ -113,7 +108,7 @@ def test_upload_goes_to_its_ingest_api(how: str, tmp_path: Path, monkeypatch: py
         return httpx.Response(202, json={"image_id": "one"})
 
     monkeypatch.setattr(httpx, "Client", partial(httpx.Client, transport=httpx.MockTransport(answer)))
-    runs_in(tmp_path)
+    with_a_mesh(tmp_path)
     if how == "environment":
         os.environ["MESH_DIRECTORY"] = str(tmp_path)
     options = ["--directory", str(tmp_path)] if how == "option" else []
@@ -122,6 +117,6 @@ def test_upload_goes_to_its_ingest_api(how: str, tmp_path: Path, monkeypatch: py
 
 
 def test_settings_prints_what_it_has_and_no_secret(tmp_path: Path) -> None:
-    printed = mesh("settings", "--directory", str(runs_in(tmp_path))).stdout
+    printed = mesh("settings", "--directory", str(with_a_mesh(tmp_path))).stdout
     assert "127.0.0.1:15001" in printed
     assert "hunter2" not in printed

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from docker_double import DESCRIBED, put_in_front
+from running_folder import runs_in
 from visionmesh import mesh as supervisor
 from visionmesh.cli import app, prerequisites
 from visionmesh.cli.prerequisites import Engine, Prerequisite
@@ -46,8 +47,7 @@ def _all_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def look(directory: Path, environment: dict[str, str]) -> tuple[int, str]:
     """The exit status and what people read of a mesh without replicas."""
-    state = {"pid": os.getpid(), "environment": environment, "replicas": []}
-    supervisor.running_file(directory).write_text(json.dumps(state))
+    runs_in(directory, environment)
     get_settings.cache_clear()
     result = CliRunner().invoke(app, ["doctor", "--directory", str(directory)])
     get_settings.cache_clear()
@@ -57,8 +57,7 @@ def look(directory: Path, environment: dict[str, str]) -> tuple[int, str]:
 def doctor(directory: Path, service: str, replicas: int) -> tuple[int, list[dict[str, Any]]]:
     """The exit status, and the findings on the scale of the services."""
     replica = {"service": service, "url": "http://127.0.0.1:15001", "restarts": 0}
-    state = {"pid": os.getpid(), "environment": {}, "replicas": [replica] * replicas}
-    supervisor.running_file(directory).write_text(json.dumps(state))
+    runs_in(directory, {}, [replica] * replicas)
     result = CliRunner().invoke(app, ["doctor", "--json", "--directory", str(directory)])
     findings = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(findings) >= replicas, result.output
@@ -254,8 +253,7 @@ def test_containers_can_be_asked_for_beside_what_runs_in_a_folder(
     elsewhere: Path, containers: list[dict[str, Any]]
 ) -> None:
     (elsewhere / "containers").write_text("\n".join(map(json.dumps, containers)))
-    state = {"pid": os.getpid(), "environment": {"MESH_KAFKA_BOOTSTRAP": "elsewhere:1"}, "replicas": []}
-    supervisor.running_file(elsewhere).write_text(json.dumps(state))
+    runs_in(elsewhere, {"MESH_KAFKA_BOOTSTRAP": "elsewhere:1"})
     _, found = findings(elsewhere)
     assert "kafka" not in found
     _, found = findings(elsewhere, "--compose")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from running_folder import runs_in
 from visionmesh.cli import app
 
 BUSY = """
@@ -38,8 +38,7 @@ def busy() -> Iterator[int]:
 
 def mesh_in(directory: Path, pid: int) -> None:
     replica = {"service": "edge-publisher", "number": 1, "url": "", "pid": pid, "restarts": 0}
-    state = {"pid": os.getpid(), "environment": {}, "replicas": [replica]}
-    (directory / "running.json").write_text(json.dumps(state))
+    runs_in(directory, {}, [replica])
 
 
 @pytest.mark.parametrize("name", ["edge-publisher", "edge-publisher-1"])

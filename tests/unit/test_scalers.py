@@ -17,7 +17,7 @@ import pytest
 from visionmesh import mesh as supervisor
 from visionmesh import orders
 from visionmesh.autoscale import ScaleError
-from visionmesh.mesh import Mesh, MeshError, Service, running_file
+from visionmesh.mesh import Mesh, MeshError, Service, hold, running_file
 from visionmesh.scalers import ComposeReplicas, MeshReplicas
 from visionmesh.stack.ports import free_port
 
@@ -61,6 +61,7 @@ def tended(
     ports: supervisor.Ports = "free",
 ) -> Iterator[Mesh]:
     """A mesh of stand-ins that a thread tends."""
+    held = hold(directory)
     mesh = Mesh(directory, services=services, scale=scale, ports=ports)
     ended = threading.Event()
     with mesh.started({}):
@@ -72,6 +73,7 @@ def tended(
         finally:
             ended.set()
             thread.join()
+    os.close(held)
 
 
 def pids(mesh: Mesh) -> list[int | None]:
@@ -474,6 +476,8 @@ def test_no_docker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_state_of_a_mesh_that_died_is_none(tmp_path: Path) -> None:
-    running_file(tmp_path).write_text(json.dumps({"pid": 2**22 + 1, "replicas": []}))
-    with pytest.raises(ScaleError):
+    os.close(hold(tmp_path))
+    # Its process id is somebody else's by now.
+    running_file(tmp_path).write_text(json.dumps({"pid": os.getpid(), "replicas": []}))
+    with pytest.raises(ScaleError, match="No mesh runs"):
         MeshReplicas(tmp_path).replicas()

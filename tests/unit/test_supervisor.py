@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import json
 import os
 import re
 import socket
@@ -24,8 +26,10 @@ from visionmesh.mesh import (
     Replica,
     Service,
     extra_classifiers,
+    hold,
     parse_scale,
     parse_services,
+    running,
     running_file,
 )
 from visionmesh.stack import logs
@@ -315,7 +319,7 @@ def test_a_service_that_never_gets_ready_is_named_with_its_log(
 
 
 def test_a_second_mesh_in_the_same_directory_is_refused(tmp_path: Path) -> None:
-    hold = "import sys, pathlib; from visionmesh.cli.up import _hold; _hold(pathlib.Path(sys.argv[1]))"
+    hold = "import sys, pathlib; from visionmesh.mesh import hold; hold(pathlib.Path(sys.argv[1]))"
     wait = "; print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", hold + wait, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -325,8 +329,23 @@ def test_a_second_mesh_in_the_same_directory_is_refused(tmp_path: Path) -> None:
         second = subprocess.run([sys.executable, "-c", hold, tmp_path], capture_output=True, text=True)
         assert "MeshError" in second.stderr
         assert "--directory" in second.stderr
+        # As a process id it is one that lives all the same.
+        running_file(tmp_path).write_text(json.dumps({"pid": os.getpid()}))
+        assert running(tmp_path) == {"pid": os.getpid()}
         first.kill()
+    assert running(tmp_path) is None
     subprocess.run([sys.executable, "-c", hold, tmp_path], check=True)
+    assert not running_file(tmp_path).exists(), "the next one has other addresses"
+
+
+def test_who_looks_whether_a_mesh_runs_keeps_none_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.close(hold(tmp_path))
+    looking = os.open(tmp_path / "lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    monkeypatch.setattr(supervisor.time, "sleep", lambda _: os.close(looking))
+    os.close(hold(tmp_path))
 
 
 def test_the_command_answers_help_without_importing_what_is_heavy() -> None:

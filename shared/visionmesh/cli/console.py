@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -59,12 +58,9 @@ def progress() -> Progress:
 
 def running(directory: Path) -> dict[str, Any] | None:
     """What `mesh up` or `mesh demo` wrote down, None when neither runs in that folder."""
-    try:
-        state: dict[str, Any] = json.loads((directory / "running.json").read_text())
-        os.kill(state["pid"], 0)
-    except (OSError, ValueError, KeyError):
-        return None
-    return state
+    from visionmesh import mesh
+
+    return mesh.running(directory)
 
 
 def connect(directory: Path, *, compose: bool = False) -> None:

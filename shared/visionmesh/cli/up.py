@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -140,7 +139,7 @@ def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
     from visionmesh import database, kafka, object_store
     from visionmesh.access import Guard
     from visionmesh.api_keys import KeysError
-    from visionmesh.mesh import HOST, Mesh, MeshError, extra_classifiers, parse_scale, parse_services
+    from visionmesh.mesh import HOST, Mesh, MeshError, extra_classifiers, hold, parse_scale, parse_services
     from visionmesh.model_store import ModelError
     from visionmesh.settings import get_settings
     from visionmesh.stack import StackError, open_stack
@@ -156,7 +155,7 @@ def _mesh(plan: Plan, stopped: Callable[[], bool]) -> Iterator[Mesh]:
         _check_spaces(services)
         replicas = parse_scale(plan.scale, services)
         extra = extra_classifiers(services)
-        _hold(directory)
+        hold(directory)
         if plan.stack is StackName.native:
             from visionmesh.stack.prepare import prepare_native
 
@@ -239,24 +238,6 @@ def _fault_of(address: str | None, kind: Kind) -> str | None:
     except ModelError as error:
         return str(error)
     return None
-
-
-def _hold(directory: Path) -> None:
-    """Makes the directory this process's own until it ends, however it ends.
-
-    Two meshes in one would overwrite each other's logs and addresses. Raises `MeshError` for the second.
-    """
-    from visionmesh.mesh import MeshError
-
-    held = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(held)
-        raise MeshError(
-            f"Another mesh runs in {directory}. Stop that one, or start this one with a --directory of its "
-            "own and --ports free."
-        ) from None
 
 
 def _print_addresses(mesh: Mesh) -> None:
