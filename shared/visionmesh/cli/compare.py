@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from visionmesh.cli.console import DIRECTORY, Directory, complain, connect, fail
+from visionmesh.cli.console import DIRECTORY, Compose, Directory, complain, connect, fail
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,11 +69,12 @@ def compare(
         int, typer.Option(min=1, help="At most so many pictures of each shadow, the newest.")
     ] = 20_000,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    compose: Compose = False,
     directory: Directory = DIRECTORY,
 ) -> None:
     """Compare models in shadow with those whose answers are shown, on the pictures that both have seen."""
     seconds = seconds_of(since)
-    connect(directory)
+    connect(directory, compose=compose)
     from visionmesh.database import Database
     from visionmesh.results import PostgresShadows
     from visionmesh.settings import get_settings
