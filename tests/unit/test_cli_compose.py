@@ -29,7 +29,6 @@ COMMANDS = (
     ["reconcile", "--compose"],
     ["autoscale", "--compose"],
     ["models", "compare", "--compose"],
-    ["models", "compare", "--compose"],
 )
 every_command = pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 
