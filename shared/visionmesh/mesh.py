@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
 import json
 import os
 import re
@@ -639,14 +640,20 @@ def _lock_file(directory: Path) -> Path:
 def why_not_ready(url: str) -> str | None:
     """None when `GET /ready` answers 200, else why not, in words."""
     try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=_PROBE_SECONDS):
-            return None
-    except urllib.error.HTTPError as error:
-        return f"/ready answers {error.code}: {error.read(2000).decode(errors='replace')}"
+        return _fault_at(f"{url}/ready")
     except urllib.error.URLError as error:
         return f"nothing answers on {url} ({error.reason})"
-    except (OSError, ValueError) as error:
-        return f"{url} answers in no way that is understood ({error})"
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        return f"{url} answers in no way that is understood ({error!r})"
+
+
+def _fault_at(url: str) -> str | None:
+    try:
+        with urllib.request.urlopen(url, timeout=_PROBE_SECONDS):
+            return None
+    except urllib.error.HTTPError as error:
+        # To read it may fail as well.
+        return f"/ready answers {error.code}: {error.read(2000).decode(errors='replace')}"
 
 
 def _refusal(step: Callable[[], None]) -> str:

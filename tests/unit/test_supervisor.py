@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -316,6 +317,26 @@ def test_a_service_that_never_gets_ready_is_named_with_its_log(
     mesh = Mesh(tmp_path, ports="free")
     with mesh.started({}), pytest.raises(MeshError, match=r"crashing-1: nothing answers"):
         mesh.wait_until_ready(0.5)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"SSH-2.0-other\r\n", b"", b"HTTP/1.1 503 no\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n"],
+)
+def test_whatever_else_listens_there_is_not_ready(answer: bytes) -> None:
+    with socket.create_server((supervisor.HOST, 0)) as server, ThreadPoolExecutor(1) as pool:
+
+        def listen() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(1000)
+                client.sendall(answer)
+
+        listening = pool.submit(listen)
+        why = supervisor.why_not_ready(f"http://{supervisor.HOST}:{server.getsockname()[1]}")
+        listening.result()
+    assert why is not None
+    assert "no way that is understood" in why
 
 
 def test_a_second_mesh_in_the_same_directory_is_refused(tmp_path: Path) -> None:
