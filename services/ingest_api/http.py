@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
+import structlog
 from fastapi import APIRouter, Query, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
@@ -39,6 +40,8 @@ from visionmesh.object_store import ObjectStore
 from visionmesh.observability import metrics, tracing
 from visionmesh.results import ImageResults, ImageRow, Images
 from visionmesh.topics import CLASSIFIERS
+
+log = structlog.get_logger()
 
 # A client that sends nothing for this long is gone, or plays for time.
 _STALL_SECONDS: Final = 30.0
@@ -111,6 +114,8 @@ def upload_routes(intake: Intake, *, max_files: int) -> APIRouter:
             raise
         for file in files:
             _count(file)
+            if isinstance(file.error, Unavailable):
+                _tell(file.error, form.image_id)
         return _one(files[0]) if len(files) == 1 else _several(files)
 
     return router
@@ -206,7 +211,7 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
 def _one(file: UploadedFile) -> Response:
     if file.accepted is None:
         assert file.error is not None, "a file is accepted or has an error"
-        raise file.error
+        return error_of(file.error)
     return _json(accepted_answer(file.accepted.image), 202 if file.accepted.created else 200)
 
 
@@ -243,6 +248,12 @@ def _count(file: UploadedFile) -> None:
         metrics.UPLOAD_BYTES.inc(file.accepted.image.bytes)
     else:
         metrics.UPLOADS.labels("duplicate").inc()
+
+
+def _tell(error: Unavailable, image_id: str | None) -> None:
+    """Logs which server failed an upload, and why. image_id: the client's own; nobody knows another yet."""
+    named = {} if image_id is None else {"image_id": image_id}
+    log.warning("unavailable", **named, server=error.server, reason=error.reason)
 
 
 def _unknown() -> Rejected:

@@ -69,6 +69,11 @@ class UploadForm:
         self._text = bytearray()
         self._skipped = 0
 
+    @property
+    def image_id(self) -> str | None:
+        """The client's own, as far as the request has said it."""
+        return next(iter(self._image_ids), None)
+
     async def take(self, content_type: str, body: AsyncIterable[bytes]) -> list[UploadedFile]:
         """Reads the whole form. Returns its files, at least one, each accepted or with its error.
 

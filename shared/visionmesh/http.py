@@ -91,6 +91,9 @@ _STATUS: Final = {
 # What FastAPI says of a body that its JSON parser does not even report on.
 _UNREADABLE_BODY: Final = "There was an error parsing the body"
 
+# The parts of paths that lines of the log name.
+_IDS: Final = ("image_id", "task_id", "device_id", "sensor")
+
 _METHODS: Final = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 _CODES: Final = {
@@ -296,9 +299,10 @@ async def _on_rejected(_: Request, error: Exception) -> Response:
     return error_of(error)
 
 
-async def _on_unavailable(_: Request, error: Exception) -> Response:
+async def _on_unavailable(request: Request, error: Exception) -> Response:
     assert isinstance(error, Unavailable)
-    log.warning("unavailable", server=error.server, reason=error.reason)
+    asked_about = {name: request.path_params[name] for name in _IDS if name in request.path_params}
+    log.warning("unavailable", **asked_about, server=error.server, reason=error.reason)
     return error_of(error)
 
 

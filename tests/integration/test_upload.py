@@ -22,6 +22,7 @@ import pypdfium2
 import pytest
 import uvicorn
 from PIL import Image, ImageChops
+from structlog.testing import capture_logs
 
 import waiting
 from ingest_api import intake
@@ -516,9 +517,23 @@ def test_the_database_away(service: Service, data: bytes) -> None:
     assert service.upload(data, image_id="mine").status_code == 202
 
 
+@pytest.mark.parametrize("where", ["form", "query"])
+def test_a_server_that_is_away_is_logged_with_the_client_s_id(service: Service, where: str) -> None:
+    service.store.available = False
+    with capture_logs() as logged:
+        if where == "form":
+            service.upload(jpeg(), image_id="mine")
+        else:
+            service.http.post("/upload?image_id=mine", files={"file": jpeg()})
+    (line,) = (line for line in logged if line["event"] == "unavailable")
+    assert (line["image_id"], line["server"]) == ("mine", "object_store")
+
+
 def test_several_files_with_the_store_away(service: Service) -> None:
     service.store.available = False
-    response = service.upload(jpeg(0), jpeg(1))
+    with capture_logs() as logged:
+        response = service.upload(jpeg(0), jpeg(1))
+    assert [line["server"] for line in logged if line["event"] == "unavailable"] == ["object_store"] * 2
     expect_error(response, 503, "object_store_unavailable")
     assert "retry-after" in response.headers
     assert [upload["status"] for upload in response.json()["uploads"]] == ["failed", "failed"]

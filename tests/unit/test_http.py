@@ -14,6 +14,7 @@ from fastapi.responses import StreamingResponse
 from prometheus_client import REGISTRY
 from pydantic import BaseModel, FiniteFloat
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
 from answers import assert_error
 from visionmesh.contracts import ImageUploaded
@@ -138,6 +139,20 @@ def test_unavailable_says_when_to_come_back_and_no_address(client: TestClient) -
     response = client.get("/unavailable")
     assert "10.0.0.7" not in assert_error(response, 503, "object_store_unavailable")
     assert int(response.headers["retry-after"]) > 0
+
+
+def test_the_line_of_what_is_unavailable_names_what_was_asked_about() -> None:
+    app = create_app("test", checks={})
+
+    @app.get("/sensors/{device_id}/{sensor}")
+    def readings(device_id: str, sensor: str) -> None:
+        raise Unavailable("database", "no answer")
+
+    with TestClient(app) as client, capture_logs() as logged:
+        client.get("/sensors/pi-1/tfluna")
+    (line,) = (line for line in logged if line["event"] == "unavailable")
+    assert (line["device_id"], line["sensor"], line["server"]) == ("pi-1", "tfluna", "database")
+    assert "image_id" not in line
 
 
 def test_a_bug_is_500_without_its_trace(client: TestClient) -> None:
