@@ -6,6 +6,7 @@ What asks none of them is tested with the embedded ones, and left out with the n
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,13 @@ from visionmesh.stack import Stack, StackKind, open_stack
 
 # Whose tests start meshes of their own on servers of that kind.
 _MESHES: Final = tuple(Path(__file__).parent / folder for folder in ("end_to_end", "chaos"))
+
+# What a machine or its user may have set, and would change what is tested: settings of a mesh, but those of
+# the tests themselves, and how and how wide programs print.
+_FOREIGN: Final = re.compile(
+    r"(?!MESH_(TEST_STACK|CHAOS_\w+|FUZZ_\w+|QR_FUZZ|QR_PICTURES|PADDLEX_URL|\w+_PYTHON)$)(MESH|EDGE|PG)[A-Z_]+"
+    r"|MLFLOW_TRACKING_URI|FORCE_COLOR|CLICOLOR_FORCE|NO_COLOR|TTY_COMPATIBLE|COLUMNS|LINES"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,6 +38,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for name in filter(_FOREIGN.fullmatch, list(os.environ)):
+        del os.environ[name]
+    # Servers of the tests are here, whatever is asked by way of a proxy.
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, ("127.0.0.1,localhost", os.environ.get(name))))
     # For the tests that start a mesh in a process of its own.
     os.environ["MESH_TEST_STACK"] = config.getoption("--stack")
 
