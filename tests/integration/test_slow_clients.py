@@ -25,11 +25,20 @@ PATIENCE = 0.4
 LARGE = 8_000_000
 
 
+@pytest.fixture
+def patience() -> float:
+    return PATIENCE
+
+
+# For clients that are to be borne, where a test that is itself held up would be taken for one that is not.
+with_patience = pytest.mark.parametrize("patience", [1.0])
+
+
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _impatient(monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
     monkeypatch.setattr(http_connection, "LOOK_SECONDS", 0.02)
     for name in ("HEAD_SECONDS", "BODY_SECONDS", "UNREAD_SECONDS"):
-        monkeypatch.setattr(http_connection, name, PATIENCE)
+        monkeypatch.setattr(http_connection, name, patience)
     monkeypatch.setattr(http_connection, "BYTES_PER_SECOND", 100_000)
 
 
@@ -155,13 +164,14 @@ def test_a_body_that_does_not_come(port: int, encoding: str, ended: list[str]) -
     eventually(lambda: ended == ["ClientDisconnect"], "the request lets go of what it holds", seconds=30)
 
 
-def test_a_body_may_be_slow_but_not_that_slow(port: int) -> None:
+@with_patience
+def test_a_body_may_be_slow_but_not_that_slow(port: int, patience: float) -> None:
     """Twice the patience goes by, and enough comes; then nothing more."""
     piece = b"x" * 10_000
     with connect(port) as client:
         client.sendall(b"POST /length HTTP/1.1\r\nHost: mesh\r\nContent-Length: 100000\r\n\r\n")
         for _ in range(10):
-            pause(2 * PATIENCE / 10)
+            pause(2 * patience / 10)
             client.sendall(piece)
         assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
         # Every request of a connection has patience of its own.
@@ -192,18 +202,20 @@ def test_who_takes_nothing_of_an_answer_is_cut_off(port: int, ended: list[str]) 
     assert ended == ["endless"]
 
 
-def test_who_takes_it_slowly_is_not(port: int, ended: list[str]) -> None:
+@with_patience
+def test_who_takes_it_slowly_is_not(port: int, ended: list[str], patience: float) -> None:
     with connect(port) as client:
         client.sendall(b"GET /endless HTTP/1.1\r\nHost: mesh\r\n\r\n")
         for _ in range(8):
-            pause(PATIENCE / 2)
+            pause(patience / 2)
             for _ in range(100):
                 assert client.recv(65536)
         assert not ended
 
 
+@with_patience
 @pytest.mark.parametrize("connection", ["keep-alive", "close"])
-def test_who_takes_little_at_a_time_gets_all_of_it(port: int, connection: str) -> None:
+def test_who_takes_little_at_a_time_gets_all_of_it(port: int, connection: str, patience: float) -> None:
     """As the service writes it at once, it does not hear of what is taken until nearly all is."""
     taken = 0
     with socket.socket() as client:
@@ -215,7 +227,7 @@ def test_who_takes_little_at_a_time_gets_all_of_it(port: int, connection: str) -
             piece = client.recv(65536)
             assert piece, f"cut off after {taken} bytes"
             taken += len(piece)
-            pause(PATIENCE / 40)
+            pause(patience / 40)
 
 
 @pytest.mark.parametrize("connection", ["keep-alive", "close"])
