@@ -42,13 +42,13 @@ READINGS = "sensor-readings-stream"
 CONTRACTS = Path(__file__).parent.parent / "contract"
 
 # Services are started one after the other, each of which takes seconds on a busy machine.
-DEADLINE_SECONDS = 600.0
+DEADLINE_SECONDS = 300.0
 until = partial(waiting.eventually, seconds=DEADLINE_SECONDS)
 
 # Between two uploads: services are replaced under load, and the pictures have all to be looked at afterwards.
 PAUSE_SECONDS = 0.2
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
