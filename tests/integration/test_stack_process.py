@@ -37,6 +37,18 @@ def test_the_end_of_the_log_is_in_the_error_of_a_server_that_ends(tmp_path: Path
     assert not server.is_running
 
 
+def test_a_log_that_has_grown_long_is_moved_aside_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visionmesh.stack.logs.LOG_BYTES", 10)
+    server = Script(tmp_path, "echo anew; exit 3")
+    server.log_path.write_text("a line of before")
+    with pytest.raises(StackError):
+        server.start()
+    assert (tmp_path / "script.log.1").read_text() == "a line of before"
+    assert server.log_path.read_text() == "anew\n"
+
+
 def test_a_server_that_never_answers_is_given_up_and_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
