@@ -68,7 +68,7 @@ def simulator_of(device: Device) -> Simulator:
 def plausible(reading: Reading) -> bool:
     """Whether the world had anything like it at about that time (the sensors' process has the same clock)."""
     at = reading.monotonic_ns / 1e9
-    around = [at + step / 20 for step in range(-20, 10)]
+    around = [at + step / 20 for step in range(-40, 10)]
     values: Any = reading.values
     if reading.sensor == "tfluna" and values["valid"]:
         return min(abs(values["distance_cm"] - world.light_distance_cm(each)) for each in around) <= 5

@@ -205,7 +205,7 @@ def test_one_engine_is_a_semaphore_others_wait_and_too_many_are_turned_away(
 def test_who_waits_beyond_the_deadline_is_told_and_not_read(
     serve: Callable[[Terms], Service], tmp_path: Path
 ) -> None:
-    service = serve(replace(TERMS, engines=1, deadline_seconds=0.5))
+    service = serve(replace(TERMS, engines=1, deadline_seconds=3))
     gate = tmp_path / "gate"
     with ThreadPoolExecutor(3) as callers:
         long = pages(f"wait {gate}", "two", "three", "four")
