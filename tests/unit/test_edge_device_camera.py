@@ -614,10 +614,17 @@ def test_a_video_that_is_not_there_is_told(source: str) -> None:
 
 @pytest.fixture
 def web(jpeg: bytes) -> Iterator[str]:
+    pages: list[str] = []
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path.startswith("/picture"):
                 self.answer("image/jpeg", jpeg)
+            elif self.path == "/starting":
+                # To who asks for a video as well, as long as nobody has come for the second time.
+                pages.append(self.headers["user-agent"])
+                asked = sum(agent.startswith("python-httpx") for agent in pages)
+                self.answer("image/jpeg", jpeg) if asked > 1 else self.answer("text/html", b"starting")
             elif self.path == "/stream":
                 self.send_response(200)
                 self.send_header("content-type", "multipart/x-mixed-replace; boundary=frame")
@@ -673,6 +680,13 @@ def test_a_stream_at_an_address(web: str) -> None:
     camera = open_camera(f"{web}/stream", 320, 240)
     assert [camera.capture().shape for _ in range(2)] == [(240, 320, 3)] * 2
     camera.close()
+
+
+def test_an_address_that_showed_a_page_once_is_asked_for_a_picture_again(web: str) -> None:
+    camera = open_camera(f"{web}/starting", 320, 240)
+    with pytest.raises(LinkLost, match="can't be opened"):
+        camera.capture()
+    assert camera.capture().shape == (240, 320, 3)
 
 
 def test_an_address_that_has_no_picture_is_told(web: str) -> None:

@@ -204,7 +204,12 @@ class HttpCamera:
             if picture is not None:
                 return picture
             self._is_video = True
-        return self._video.capture()
+        try:
+            return self._video.capture()
+        except LinkLost:
+            # A camera that was just starting showed a page, and may have pictures by now.
+            self._is_video = False
+            raise
 
     def close(self) -> None:
         self._video.close()
