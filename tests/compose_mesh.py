@@ -106,7 +106,7 @@ class ComposeMesh:
 @contextmanager
 def compose_mesh(directory: Path) -> Iterator[ComposeMesh]:
     """A project that is not up yet, and is removed at the end with all it has. directory: for its .env."""
-    values = {name: secrets.token_hex(16) for name in SECRETS} | {name: str(_free_port()) for name in PORTS}
+    values = {name: secrets.token_hex(16) for name in SECRETS} | free_ports()
     env_file = directory / ".env"
     env_file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
     absent = tuple(service for service in FOR_PEOPLE_ONLY if not _can_be_had(service))
@@ -119,6 +119,11 @@ def compose_mesh(directory: Path) -> Iterator[ComposeMesh]:
 
 def http(port: int) -> str:
     return f"http://{ADDRESS}:{port}"
+
+
+def free_ports() -> dict[str, str]:
+    """By variable, for the ports that compose publishes beside the gateway's."""
+    return {name: str(_free_port()) for name in PORTS}
 
 
 def _free_port() -> int:
