@@ -197,7 +197,8 @@ def test_services_listen_where_the_gateway_and_prometheus_look() -> None:
     scraped = {
         config["names"][0]: (config["type"], config["port"]) for config in jobs["mesh"]["dns_sd_configs"]
     }
-    assert scraped == {name: ("A", port) for name, port in (HTTP_PORTS | INNER_PORTS).items()}
+    night = {"classifier-night": ("A", 8010)}
+    assert scraped == {name: ("A", port) for name, port in (HTTP_PORTS | INNER_PORTS).items()} | night
     for name, port in (HTTP_PORTS | INNER_PORTS).items():
         target = SERVICES[name]["build"]["target"]
         stage = DOCKERFILE.split(f" AS {target}\n")[1].split("\nFROM ")[0]
@@ -452,7 +453,11 @@ def test_a_fourth_classifier_is_configuration_alone() -> None:
     assert night["environment"]["MESH_CLASSIFIER"] == "night"
     known = {f"MESH_{field.upper()}" for field in Settings.model_fields}
     assert set(night["environment"]) <= known
-    assert int(night["environment"]["MESH_HTTP_PORT"]) not in HTTP_PORTS.values()
+    port = int(night["environment"]["MESH_HTTP_PORT"])
+    assert port not in HTTP_PORTS.values()
+    # Its lag is told by ingest-api: a group without any replica to be seen is an alert.
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"][0]
+    assert {one["names"][0]: one["port"] for one in scraped["dns_sd_configs"]}["classifier-night"] == port
     for name in ("topics", "ingest-api"):
         assert fourth[name]["environment"] == {"MESH_EXTRA_CLASSIFIERS": '["night"]'}
 
