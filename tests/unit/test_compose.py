@@ -551,6 +551,11 @@ def test_the_paddleocr_image_takes_the_place_of_ocr_worker() -> None:
     assert f"ENV MESH_HTTP_PORT={HTTP_PORTS['ocr-worker']} " in stage
     ceiling = int(worker["environment"]["MESH_OCR_ENGINE_MEMORY_BYTES"])
     assert ceiling < int(worker["deploy"]["resources"]["limits"]["memory"].removesuffix("G")) * 1024**3
+    # A limit below what it was seen to hold would end it with each page.
+    figures = (ROOT / "docs/ocr.md").read_text()
+    seen = re.findall(r"^\| PaddleOCR on PaddlePaddle .* ([\d,]+) \|$", figures, re.MULTILINE)
+    most = max(int(each.replace(",", "")) for each in seen) * 1024**2
+    assert most < int(worker["environment"]["MESH_OCR_ENGINE_RESIDENT_BYTES"]) < ceiling
 
 
 SERVERS: Final = {"kafka", "kafka-ui", "minio", "postgres", "redis"}
