@@ -12,6 +12,7 @@ _WORDS: Final = {
         "avg",
         "changes",
         "count",
+        "count_over_time",
         "delta",
         "deriv",
         "histogram_quantile",
@@ -27,10 +28,11 @@ _WORDS: Final = {
         "rate",
         "resets",
         "sum",
+        "sum_over_time",
         "time",
         "vector",
     ),
-    *("and", "bool", "offset", "or", "unless"),
+    *("and", "bool", "group_left", "offset", "or", "unless"),
 }
 
 # What stands in braces, brackets and after these words names labels and times.
