@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from typing import Annotated, Any, Final
 
@@ -28,8 +29,10 @@ from visionmesh.observability.health import Check
 from visionmesh.registry import ModelSource
 from visionmesh.turn import Turn
 
-# The child takes one after the other; meanwhile the next is fetched. Each may be as large as a body.
-_OBJECTS_AT_ONCE: Final = 2
+# The child takes one after the other; meanwhile the next is fetched, which may be as large as a body. What
+# comes by Kafka stands behind no more than these.
+_AT_ONCE: Final = 2
+# As long as callers of ocr-worker.
 _MOST_WAITING: Final = 32
 
 _BODIES: Final[dict[str, Any]] = {
@@ -81,7 +84,7 @@ def make_app(
     waiting_bytes: what the bodies of all requests may take together, from when they are sent.
     """
     room = Room(waiting_bytes, max_bytes + FORM_BYTES)
-    turn = Turn(_OBJECTS_AT_ONCE, _MOST_WAITING)
+    turn = Turn(_AT_ONCE, _MOST_WAITING)
     app = create_app(service, checks=checks, max_body_bytes=max_bytes + FORM_BYTES)
 
     def answer(image_id: str | None, data: bytes) -> dict[str, Any]:
@@ -111,12 +114,14 @@ def make_app(
             _check_image_id(image_id)
         with room.kept_for(request):
             data = await received(request)
-            if media_type_of(request) != "application/json":
-                return await run_in_threadpool(answer, image_id, data)
-            message = decode_json(data, InStore)
-            _check_image_id(message.image_id)
+            if media_type_of(request) == "application/json":
+                message = decode_json(data, InStore)
+                _check_image_id(message.image_id)
+                work = partial(fetched, message)
+            else:
+                work = partial(answer, image_id, data)
             async with turn.taken():
-                return await run_in_threadpool(fetched, message)
+                return await run_in_threadpool(work)
 
     return app
 

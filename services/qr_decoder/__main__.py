@@ -140,6 +140,7 @@ def serve(settings: Settings) -> int:
             checks=checks,
             max_bytes=settings.upload_max_bytes,
             max_budget_ms=max_budget_ms,
+            processes=settings.qr_processes,
         )
         return run_service(app, worker, port=PORT, settings=settings)
 

@@ -22,6 +22,7 @@ from visionmesh.errors import Rejected
 from visionmesh.http import FORM_BYTES, create_app, error_response, told
 from visionmesh.observability.health import Check
 from visionmesh.qr_code import as_json
+from visionmesh.turn import Turn
 
 # The seed's words.
 _NOTHING: Final = "No QR detected"
@@ -37,6 +38,9 @@ _BODIES: Final[dict[str, Any]] = {
         },
     }
 }
+
+# Callers beyond that are turned away: the last of them would wait longer than it has patience.
+_MOST_WAITING: Final = 32
 
 # Whatever is wrong with a picture, or with how it is to be read.
 _REFUSALS: Final = (400, 408, 413, 415, 422)
@@ -71,14 +75,18 @@ def make_app(
     checks: Mapping[str, Check],
     max_bytes: int,
     max_budget_ms: int,
+    processes: int = 1,
     waiting_bytes: int = WAITING_BYTES,
 ) -> FastAPI:
     """own_profile: what `read` uses when none is asked for. max_bytes: the largest picture that is taken.
 
     max_budget_ms: the largest budget that can be asked for; the child has to end by itself within it.
+    processes: children that read at once.
     waiting_bytes: what the pictures of all requests may take together, from when they are sent.
     """
     room = Room(waiting_bytes, max_bytes + FORM_BYTES)
+    # One more than are read, so that no child waits. What comes by Kafka stands behind no more than these.
+    turn = Turn(processes + 1, _MOST_WAITING)
     app = create_app(service, checks=checks, max_body_bytes=max_bytes + FORM_BYTES)
     budget: Any = Query(
         None, ge=1, le=max_budget_ms, description="milliseconds, after which the best so far is told"
@@ -89,7 +97,8 @@ def make_app(
         try:
             with room.kept_for(request):
                 data = await received(request)
-                return await run_in_threadpool(read, data, profile=profile, budget_ms=budget_ms)
+                async with turn.taken():
+                    return await run_in_threadpool(read, data, profile=profile, budget_ms=budget_ms)
         except Rejected as error:
             if error.code == "deadline_exceeded":
                 return None
@@ -103,7 +112,7 @@ def make_app(
     async def hybrid_fallback(
         request: Request, profile: Profile = None, budget_ms: float | None = budget
     ) -> Response:
-        """The content of the first code that was read, or 404."""
+        """The content of the first code that was read, or 404. 429 `too_many_waiting`."""
         found = await found_in(request, profile, budget_ms)
         if found is None or not found.codes:
             return error_response(HTTPStatus.NOT_FOUND, "no_qr", _NOTHING)
@@ -113,7 +122,7 @@ def make_app(
     async def detect(
         request: Request, profile: Profile = None, budget_ms: float | None = budget
     ) -> dict[str, Any]:
-        """Every code of a picture; one without codes is answered 200 as well.
+        """Every code of a picture; one without codes is answered 200 as well. 429 `too_many_waiting`.
 
         data: the content of the first code, or null. model: the profile. image_size: width and height of the
         upright picture in pixels, null when it could not be read in time.

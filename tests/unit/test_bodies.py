@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from threading import Lock
-from types import SimpleNamespace
+from queue import SimpleQueue
+from threading import Event, Lock
+from types import ModuleType, SimpleNamespace
 from typing import Any, Final, cast
 
 import httpx
@@ -104,6 +105,59 @@ def test_pictures_that_bodies_only_name_are_fetched_a_few_at_a_time() -> None:
 
     asyncio.run(scene())
     assert most == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "body"),
+    [
+        (qr_decoder, b"a picture"),
+        (feature_extractor, b"a picture"),
+        (feature_extractor, b'{"image_id": "a", "minio_path": "raw-images/a.jpg"}'),
+    ],
+    ids=["decoder", "extractor", "extractor, by path"],
+)
+def test_who_would_wait_too_long_is_asked_to_come_again(
+    module: ModuleType, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_WAITING", 3)
+    gate, begun = Event(), SimpleQueue[None]()
+
+    def work(*_: Any, **__: Any) -> Any:
+        begun.put(None)
+        gate.wait(60)
+        raise Rejected("not_an_image", "It is none.")
+
+    if module is qr_decoder:
+        app = qr_decoder.make_app(
+            "qr-decoder", work, own_profile="cascade", checks={}, max_bytes=MAX_BYTES, max_budget_ms=1000
+        )
+    else:
+        source: Any = SimpleNamespace(current=work)
+        cache = MemoryCache()
+        app = feature_extractor.make_app(
+            "feature-extractor", work, work, source, cache, checks={}, max_bytes=MAX_BYTES
+        )
+    path = "/detect" if module is qr_decoder else "/extract"
+    headers = {"content-type": "application/json"} if body.startswith(b"{") else {}
+
+    async def scene() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://mesh") as client:
+            callers = [
+                asyncio.create_task(client.post(path, content=body, headers=headers)) for _ in range(6)
+            ]
+            # Two are worked on and three wait.
+            turned_away, _ = await asyncio.wait(callers, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            at_once = begun.qsize()
+            gate.set()
+            answers = await asyncio.gather(*callers)
+        (refused,) = (caller.result() for caller in turned_away)
+        assert_error(refused, 429, "too_many_waiting")
+        assert int(refused.headers["retry-after"]) > 0
+        assert sorted(answer.status_code for answer in answers) == [415] * 5 + [429]
+        assert at_once <= 2
+
+    asyncio.run(scene())
 
 
 def test_a_body_that_does_not_come() -> None:
