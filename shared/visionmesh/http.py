@@ -51,6 +51,9 @@ _RETRY_AFTER_SECONDS: Final = 2
 # How `visionmesh.access` refuses a request, whatever its route.
 _BY_THE_GATE: Final = (401, 403, 421, 429)
 
+# Servers whose names say little to clients.
+_NAMES: Final = {"isolated": "process that decodes pictures"}
+
 # What a `Rejected` is over HTTP. A code that is not here is 422: the request was understood, but what it
 # holds can't be worked on.
 _STATUS: Final = {
@@ -241,7 +244,8 @@ def error_of(error: Rejected | Unavailable) -> JSONResponse:
     return error_response(
         HTTPStatus.SERVICE_UNAVAILABLE,
         f"{error.server}_unavailable",
-        f"The {error.server.replace('_', ' ')} can't be reached at the moment; please try again.",
+        f"The {_NAMES.get(error.server, error.server.replace('_', ' '))} can't be reached at the moment; "
+        "please try again.",
         come_again,
     )
 

@@ -20,6 +20,7 @@ from typing import Final, Protocol, Self, cast
 import visionmesh.lean_minio  # noqa: F401 - before anything else imports minio
 
 # isort: split
+import structlog
 import urllib3
 from minio import Minio
 from minio.credentials.credentials import Credentials
@@ -32,6 +33,8 @@ from urllib3.exceptions import HTTPError
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.observability.metrics import OBJECT_STORE_SECONDS
 from visionmesh.settings import ROOT, Settings, get_settings
+
+log = structlog.get_logger()
 
 # S3's limit for a key, taken here for the whole path.
 PATH_MAX_BYTES: Final = 1024
@@ -252,13 +255,21 @@ class S3ObjectStore:
                 parts.advance()
             self._client._complete_multipart_upload(bucket, key, upload_id, etags)
         except Exception:
-            self._client._abort_multipart_upload(bucket, key, upload_id)
+            try:
+                self._client._abort_multipart_upload(bucket, key, upload_id)
+            except (HTTPError, MinioException) as error:
+                # Why it was given up is what the caller needs.
+                log.warning("multipart_upload_left", minio_path=f"{bucket}/{key}", reason=str(error)[:200])
             raise
 
     def delete(self, minio_path: str) -> None:
         bucket, key = split_path(minio_path, self._allowed)
         with _call("delete", minio_path):
-            self._client.remove_object(bucket, key)
+            try:
+                self._client.remove_object(bucket, key)
+            except S3Error as error:
+                if error.code not in _NOT_FOUND:
+                    raise
 
     def objects(self) -> Iterator[Listed]:
         for bucket in self._allowed:

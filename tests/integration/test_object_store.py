@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from minio import Minio
 from prometheus_client import REGISTRY
+from urllib3.exceptions import HTTPError
 
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.object_store import PART_BYTES, PIECE_BYTES, ObjectStore, S3ObjectStore
@@ -273,6 +274,7 @@ def test_a_missing_bucket_makes_ping_fail_and_is_made(endpoints: Endpoints) -> N
     with pytest.raises(Rejected) as raised:
         store.get("new-images/a.jpg", max_bytes=100)
     assert raised.value.code == "object_not_found"
+    store.delete("new-images/a.jpg")
     store.ensure_buckets()
     store.ensure_buckets()
     store.ping()
@@ -299,6 +301,23 @@ def test_an_abandoned_upload_leaves_no_parts(endpoints: Endpoints) -> None:
         store.put(PATH, broken(), media_type="image/jpeg")
     bucket, _, key = PATH.partition("/")
     assert plain_client(endpoints)._list_multipart_uploads(bucket, prefix=key).uploads == []
+
+
+def test_an_abandoned_upload_is_the_clients_though_the_store_cannot_forget_it(
+    endpoints: Endpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Iterator[bytes]:
+        yield pattern(PART_BYTES + 10)
+        raise ValueError("client went away")
+
+    def away(*_: object) -> None:
+        raise HTTPError("away")
+
+    store = s3_store(endpoints)
+    store.ensure_buckets()
+    monkeypatch.setattr(store._client, "_abort_multipart_upload", away)
+    with pytest.raises(ValueError, match="client went away"):
+        store.put(PATH, broken(), media_type="image/jpeg")
 
 
 def test_the_media_type_is_kept(endpoints: Endpoints) -> None:
