@@ -29,8 +29,8 @@ class Rejected(Exception):  # noqa: N818 - an outcome
 class Unavailable(Exception):  # noqa: N818 - an outcome
     """A server is away, overloaded or refusing; the same work may succeed later.
 
-    `server` is one of the names that `/ready` reports (kafka, object_store, database, model_store), another that
-    an endpoint needs (cache, queue, mqtt, paddlex, ingest_api), or `isolated`: a child process that decodes.
+    `server` is one of the names that `/ready` reports (kafka, object_store, database, model_store), another
+    that an endpoint needs (cache, queue, mqtt, paddlex, ingest_api), or `isolated`: a child that decodes.
     """
 
     def __init__(self, server: str, reason: str) -> None:
