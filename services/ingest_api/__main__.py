@@ -39,6 +39,7 @@ from visionmesh.sensors import PostgresSensors, Sensors
 from visionmesh.service import run_service, start
 from visionmesh.settings import Settings
 from visionmesh.topics import classifiers, readers
+from visionmesh.turn import Turn
 
 log = structlog.get_logger()
 
@@ -112,8 +113,10 @@ def compose(
     awaited = classifiers(settings.extra_classifiers)
     app.include_router(result_routes(images, store, classifiers=awaited, fitted=fitted))
     app.include_router(search_routes(images))
-    app.include_router(text_routes(images, store, make_pdf, max_bytes=settings.upload_max_bytes))
-    app.include_router(annotated_routes(images, store, draw, max_bytes=settings.upload_max_bytes))
+    # One for both: the container has room for one child that runs into its ceiling.
+    turn = Turn()
+    app.include_router(text_routes(images, store, make_pdf, turn, max_bytes=settings.upload_max_bytes))
+    app.include_router(annotated_routes(images, store, draw, turn, max_bytes=settings.upload_max_bytes))
     if eraser is not None:
         app.include_router(deletion_routes(eraser))
     if sensors is not None:

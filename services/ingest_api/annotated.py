@@ -26,10 +26,11 @@ _WORKERS: Final[dict[Task, str]] = {"qr": "qr-decoder", "ocr": "ocr-worker"}
 Draw = Callable[[Asked], Drawn]
 
 
-def annotated_routes(images: Images, store: ObjectStore, draw: Draw, *, max_bytes: int) -> APIRouter:
-    """max_bytes: the largest picture that is drawn on."""
+def annotated_routes(
+    images: Images, store: ObjectStore, draw: Draw, turn: Turn, *, max_bytes: int
+) -> APIRouter:
+    """turn: of who wants a drawing. max_bytes: the largest picture that is drawn on."""
     router = APIRouter(tags=["results"])
-    turn = Turn()
 
     @router.get(
         "/images/{image_id}/annotated",

@@ -33,10 +33,11 @@ _MEDIA_TYPES: Final[dict[Kind, str]] = {
 MakePdf = Callable[[Asked], bytes]
 
 
-def text_routes(images: Images, store: ObjectStore, make_pdf: MakePdf, *, max_bytes: int) -> APIRouter:
-    """max_bytes: the largest file that a PDF is made of."""
+def text_routes(
+    images: Images, store: ObjectStore, make_pdf: MakePdf, turn: Turn, *, max_bytes: int
+) -> APIRouter:
+    """turn: of who wants a PDF. max_bytes: the largest file that one is made of."""
     router = APIRouter(tags=["results"])
-    turn = Turn()
 
     @router.get(
         "/images/{image_id}/text.{kind}",

@@ -16,10 +16,12 @@ import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
+from ingest_api import intake
 from qr_decoder.__main__ import QREADER_BYTES
 from visionmesh.accounts import ACCOUNTS
 from visionmesh.api_keys import KeyRing, Scope
 from visionmesh.cli.keys import FILE as KEYS_FILE
+from visionmesh.object_store import PART_BYTES
 from visionmesh.publishing import TLS
 from visionmesh.settings import EdgeSettings, Settings
 from visionmesh.topics import CLASSIFIERS, PARTITIONS
@@ -213,6 +215,14 @@ def test_every_classifier_of_the_topic_table_runs_within_the_seeds_limits() -> N
         assert (limits(name)["cpus"], limits(name)["memory"]) == ("0.5", "512M")
     extractor = limits("feature-extractor")
     assert (extractor["cpus"], extractor["memory"]) == ("2", "${EXTRACTOR_MEMORY:-2G}")
+
+
+def test_ingest_api_has_room_for_a_child_and_all_uploads_that_it_may_hold() -> None:
+    child = int(SERVICES["ingest-api"]["environment"]["MESH_ISOLATED_MEMORY_BYTES"])
+    uploads = intake._HELD_IN_ALL_BYTES + intake._STREAM_THREADS * PART_BYTES
+    python = 256 * 1024**2
+    memory = int(limits("ingest-api")["memory"].removesuffix("M")) * 1024**2
+    assert child + uploads + python <= memory
 
 
 def test_every_environment_variable_of_the_mesh_is_a_setting() -> None:
