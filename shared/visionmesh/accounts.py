@@ -17,7 +17,7 @@ import psycopg
 from psycopg import sql
 
 from visionmesh.errors import Unavailable
-from visionmesh.settings import Settings, get_settings
+from visionmesh.settings import Settings, settings_or_exit
 
 _READ: Final = "SELECT"
 _SAVE: Final = "SELECT, INSERT, UPDATE"
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str]) -> int:
     if list(arguments) not in (["postgres"], ["s3"]):
         sys.stderr.write("usage: python -m visionmesh.accounts postgres|s3\n")
         return 2
-    settings = get_settings()
+    settings = settings_or_exit()
     try:
         found = passwords(os.environ)
         if arguments[0] == "postgres":

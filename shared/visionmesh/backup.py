@@ -51,7 +51,7 @@ from visionmesh.kafka import (
 )
 from visionmesh.object_store import Listed, ObjectStore, S3ObjectStore, split_path
 from visionmesh.reconcile import Reconciliation
-from visionmesh.settings import Settings, get_settings
+from visionmesh.settings import Settings, settings_or_exit
 from visionmesh.topics import dead_letter_topics, readers
 from visionmesh.worker.dead_letters import REPLAY_GROUP, read_partition, reader_config
 
@@ -652,12 +652,13 @@ def main(arguments: Sequence[str]) -> int:
         "--ask-again", type=int, default=ASK_AGAIN, help="at most so many pictures are asked for again"
     )
     given = parser.parse_args(arguments)
+    settings = settings_or_exit()
     try:
         if given.command == "backup":
-            backup(get_settings(), given.folder, _say)
+            backup(settings, given.folder, _say)
         else:
             restore(
-                get_settings(),
+                settings,
                 given.folder,
                 replace=given.replace,
                 with_records=not given.no_records,

@@ -20,7 +20,7 @@ from psycopg.pq import TransactionStatus
 
 from visionmesh import columns
 from visionmesh.errors import Unavailable
-from visionmesh.settings import ROOT, Settings, get_settings
+from visionmesh.settings import ROOT, Settings, settings_or_exit
 
 CONNECT_TIMEOUT_SECONDS: Final = 2
 # How long a caller waits for another thread to give a connection back.
@@ -248,7 +248,7 @@ def main() -> None:
     parser.add_argument("--wait-seconds", type=float, default=60.0, help="how long to wait for the server")
     arguments = parser.parse_args()
     try:
-        migrate(get_settings().postgres_dsn.get_secret_value(), wait_seconds=arguments.wait_seconds)
+        migrate(settings_or_exit().postgres_dsn.get_secret_value(), wait_seconds=arguments.wait_seconds)
     except Unavailable as error:
         raise SystemExit(str(error)) from error
 

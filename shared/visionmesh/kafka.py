@@ -22,7 +22,7 @@ from confluent_kafka.cimpl import NewTopic
 from pydantic import SecretStr
 
 from visionmesh.errors import Unavailable
-from visionmesh.settings import Settings, get_settings
+from visionmesh.settings import Settings, settings_or_exit
 from visionmesh.topics import (
     DEAD_LETTER_MAX_BYTES,
     DEAD_LETTER_RETENTION_MS,
@@ -504,7 +504,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write("usage: python -m visionmesh.kafka create-topics\n")
         return 2
     try:
-        sys.stdout.write(json.dumps({"created": create_topics(get_settings())}) + "\n")
+        sys.stdout.write(json.dumps({"created": create_topics(settings_or_exit())}) + "\n")
     except Unavailable as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -32,7 +32,7 @@ from urllib3.exceptions import HTTPError
 
 from visionmesh.errors import Rejected, Unavailable
 from visionmesh.observability.metrics import OBJECT_STORE_SECONDS
-from visionmesh.settings import ROOT, Settings, get_settings
+from visionmesh.settings import ROOT, Settings, settings_or_exit
 
 log = structlog.get_logger()
 
@@ -425,7 +425,7 @@ def main(arguments: Sequence[str]) -> int:
     if list(arguments) != ["prepare"]:
         sys.stderr.write("usage: python -m visionmesh.object_store prepare\n")
         return 2
-    settings = get_settings()
+    settings = settings_or_exit()
     try:
         prepare(S3ObjectStore.from_settings(settings), settings)
     except Unavailable as error:

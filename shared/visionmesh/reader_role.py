@@ -15,7 +15,7 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from visionmesh.settings import get_settings
+from visionmesh.settings import settings_or_exit
 
 ROLE: Final = "grafana"
 TABLES: Final = ("predictions", "qr_codes", "ocr_documents")
@@ -68,7 +68,7 @@ def main() -> int:
         sys.stderr.write(f"{_PASSWORD} is not set; `make env` makes one.\n")
         return 2
     try:
-        make_reader(get_settings().postgres_dsn.get_secret_value(), password)
+        make_reader(settings_or_exit().postgres_dsn.get_secret_value(), password)
     except psycopg.Error as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -452,6 +453,15 @@ def variable_of(field: str, settings: type[BaseSettings] = Settings) -> str:
 def get_settings() -> Settings:
     """The settings of this process, read once. Raises ValidationError, see `problems`."""
     return Settings()
+
+
+def settings_or_exit() -> Settings:
+    """For commands that are a process of their own: what is wrong with the settings ends it with status 2."""
+    try:
+        return get_settings()
+    except ValidationError as error:
+        sys.stderr.write(f"{problems(error)}\n")
+        raise SystemExit(2) from None
 
 
 @cache
