@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,12 +21,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import pytest
 from confluent_kafka import Producer
 
 import waiting
 from running_mesh import RunningMesh, running_mesh
+from steady_uploads import SteadyUploads
 from visionmesh.kafka import partition_offsets
 from visionmesh.mesh import SERVICES
 from visionmesh.object_store import S3ObjectStore
@@ -44,9 +43,6 @@ CONTRACTS = Path(__file__).parent.parent / "contract"
 # Services are started one after the other, each of which takes seconds on a busy machine.
 DEADLINE_SECONDS = 300.0
 until = partial(waiting.eventually, seconds=DEADLINE_SECONDS)
-
-# Between two uploads: services are replaced under load, and the pictures have all to be looked at afterwards.
-PAUSE_SECONDS = 0.2
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -111,69 +107,23 @@ def test_replicas_follow_a_burst_up_and_down_again(mesh: RunningMesh) -> None:
     assert set(replicas(mesh).values()) == {1}
 
 
-class Client:
-    """Uploads pictures under ids of its own, and tries again what may be tried again."""
-
-    def __init__(self, mesh: RunningMesh) -> None:
-        self._mesh = mesh
-        self._picture = CAT.read_bytes()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._upload)
-        self.accepted: list[str] = []
-        self.again = 0
-        self.refused: list[str] = []
-
-    def __enter__(self) -> Client:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _upload(self) -> None:
-        with httpx.Client(base_url=self._mesh.http.base_url, timeout=30) as http:
-            while not self._ended.is_set():
-                image_id = f"rolling-{uuid4()}"
-                until(partial(self._try, http, image_id), f"upload of {image_id}")
-                self.accepted.append(image_id)
-                self._ended.wait(PAUSE_SECONDS)
-
-    def _try(self, http: httpx.Client, image_id: str) -> bool:
-        try:
-            # Without text, for which all these pictures would have to be read before the next test's.
-            asked = {"image_id": image_id, "tasks": "classify,qr"}
-            answer = http.post("/upload", params=asked, files={"file": self._picture})
-        # The connection could not be made, or broke before there was an answer. The picture has an id of the
-        # client's own, so that sending it again is no second picture.
-        except (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-            self.again += 1
-            return False
-        if answer.status_code == 503:
-            self.again += 1
-            return False
-        if answer.status_code not in (200, 202):
-            self.refused.append(f"{answer.status_code} {answer.text}")
-        return True
-
-
 def test_every_service_is_replaced_under_load_and_nothing_is_lost(mesh: RunningMesh) -> None:
     before = {one["pid"] for one in mesh.state()["replicas"]}
-    with Client(mesh) as client:
-        until(lambda: len(client.accepted) > 3, "first uploads")
+    with SteadyUploads(str(mesh.http.base_url)) as uploads:
+        until(lambda: len(uploads.accepted) > 3, "first uploads")
         names = [service.name for service in SERVICES]
         done = subprocess.run(
             command(mesh, "restart", *names), capture_output=True, text=True, env=os.environ
         )
         assert done.returncode == 0, done.stderr
-        reached = len(client.accepted)
-        until(lambda: len(client.accepted) > reached + 3, "uploads afterwards")
+        reached = len(uploads.accepted)
+        until(lambda: len(uploads.accepted) > reached + 3, "uploads afterwards")
     after = [one["pid"] for one in mesh.state()["replicas"]]
     assert not before & set(after)
     assert len(after) == len(before)
-    assert client.refused == []
-    print(f"{len(client.accepted)} pictures accepted, {client.again} tried again")
-    for image_id in client.accepted:
+    assert uploads.refused == []
+    print(f"{len(uploads.accepted)} pictures accepted, {uploads.again} tried again")
+    for image_id in uploads.accepted:
         found = mesh.outcome(image_id)
         assert found["status"] == "done", found
         assert [one["label"] for one in found["predictions"]] == ["cat"] * 3

@@ -1,4 +1,4 @@
-"""What runs once in a container, before the services: a setting that is wrong is told, and not a traceback."""
+"""What runs once in a container, before the services: a wrong setting is named, without a traceback."""
 
 from __future__ import annotations
 
