@@ -1,18 +1,63 @@
-"""A server goes away while uploads go on, and everything that was accepted is processed after."""
+"""Workers die at any moment, servers go away while uploads go on: everything that was accepted is processed
+once, and nothing is given up.
+"""
 
 from __future__ import annotations
 
+import random
 import threading
 import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from chaos.rig import Rig, eventually, picture, size
+from chaos.rig import Rig, eventually, open_rig, picture, size
 
 pytestmark = [pytest.mark.native, pytest.mark.timeout(900)]
 
 OUTAGE_SECONDS = size("MESH_CHAOS_OUTAGE_SECONDS", 10)
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    workers = ("feature-extractor", "classifier-fast", "classifier-balanced", "classifier-accurate")
+    with open_rig(
+        tmp_path_factory.mktemp("chaos"),
+        "native",
+        scale=dict.fromkeys(workers, 2),
+        settings={"MESH_KAFKA_MESSAGE_TIMEOUT_MS": "5000"},
+    ) as rig:
+        yield rig
+
+
+def test_killing_workers_loses_and_doubles_nothing(rig: Rig) -> None:
+    uploads = size("MESH_CHAOS_UPLOADS", 300)
+    kills = size("MESH_CHAOS_KILLS", 12)
+    seconds = size("MESH_CHAOS_SECONDS", 20)
+    chance = random.Random(20261121)
+    struck: list[str] = []
+    over = threading.Event()
+
+    def strike() -> None:
+        # Every kind gets its share; which replica, and when, is chance.
+        kinds = sorted({replica.service.name for replica in rig.mesh.replicas} - {"ingest-api"})
+        while len(struck) < kills and not over.wait(chance.uniform(0.2, 1.8) * seconds / kills):
+            victim = rig.kill_one_of(kinds[len(struck) % len(kinds)], chance)
+            if victim is not None:
+                struck.append(victim.name)
+
+    striker = threading.Thread(target=strike)
+    striker.start()
+    statuses = rig.upload_all("kill", uploads, pause=4 * seconds / uploads)
+    striker.join()
+    over.set()
+    assert statuses == [202] * uploads
+    assert len(struck) == kills
+    rig.wait_home("kill", uploads)
+    rig.check_exact("kill", uploads)
+    assert rig.dead_letters() == 0
+    print(f"{uploads} uploads, {kills} kills: {sorted(struck)}")
 
 
 def uploads_during(rig: Rig, prefix: str, stop: threading.Event) -> list[tuple[str, httpx.Response]]:
