@@ -153,7 +153,7 @@ def _devices() -> list[Panel]:
             "Failures, 1 h",
             "Failures of a sensor within the last hour.",
             "short",
-            Query("sum by (sensor) (delta(mesh_edge_device_errors[1h]))", "{{sensor}}"),
+            Query("sum by (sensor) (increase(mesh_edge_device_errors[1h]))", "{{sensor}}"),
             width=6,
         ),
         graph(
@@ -168,7 +168,7 @@ def _devices() -> list[Panel]:
             "Pictures each second, by how they were had: captured, from the cache, or shared with "
             "others who asked.",
             "ops",
-            Query("sum by (result) (deriv(mesh_edge_camera_requests[5m]))", "{{result}}"),
+            Query("sum by (result) (rate(mesh_edge_camera_requests[5m]))", "{{result}}"),
             width=6,
         ),
     ]
