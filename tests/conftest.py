@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import structlog
 
 from visionmesh.database import migrate
 from visionmesh.stack import Stack, StackKind, open_stack
@@ -22,7 +23,8 @@ _MESHES: Final = tuple(Path(__file__).parent / folder for folder in ("end_to_end
 # What a machine or its user may have set, and would change what is tested: settings of a mesh, but those of
 # the tests themselves, and how and how wide programs print.
 _FOREIGN: Final = re.compile(
-    r"(?!MESH_(TEST_STACK|CHAOS_\w+|FUZZ_\w+|QR_FUZZ|QR_PICTURES|PADDLEX_URL|\w+_PYTHON)$)(MESH|EDGE|PG)[A-Z_]+"
+    r"(?!MESH_(TEST_STACK|CHAOS_\w+|FUZZ_\w+|QR_FUZZ|QR_PICTURES|PADDLEX_URL|PUBLISH_ADDRESS|\w+_PYTHON)$)"
+    r"(MESH|EDGE|PG)[A-Z_]+"
     r"|MLFLOW_TRACKING_URI|FORCE_COLOR|CLICOLOR_FORCE|NO_COLOR|TTY_COMPATIBLE|COLUMNS|LINES"
 )
 
@@ -45,6 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[name] = ",".join(filter(None, ("127.0.0.1,localhost", os.environ.get(name))))
     # For the tests that start a mesh in a process of its own.
     os.environ["MESH_TEST_STACK"] = config.getoption("--stack")
+    # structlog's own draws each frame with its variables, which takes seconds on a busy machine.
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
