@@ -64,3 +64,9 @@ def test_every_dead_letter_topic(monkeypatch: pytest.MonkeyPatch) -> None:
     for command in (["topics"], ["dlq", "list"]):
         printed = CliRunner().invoke(app, command).stdout
         assert all(f" {name} " in printed for name in dead_letter_topics()), command
+
+
+def test_a_table_in_a_file_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+    printed = CliRunner().invoke(app, ["settings"]).stdout
+    assert "file of the API keys that are let in, which `mesh keys` writes" in printed

@@ -14,6 +14,7 @@ from visionmesh.settings import ROOT
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from rich.table import Table
 
 DIRECTORY: Final = ROOT / ".mesh"
 
@@ -33,6 +34,8 @@ Compose = Annotated[
 ]
 
 INGEST_URL: Final = "http://127.0.0.1:8001"
+
+_FILE_COLUMNS: Final = 200
 
 
 def complain(text: str) -> None:
@@ -54,6 +57,14 @@ def progress() -> Progress:
     # Rich prints what goes to standard output above the bar, and so on standard error. That is right where
     # both are the terminal, and would leave a file or a pipe empty.
     return Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+
+
+def print_table(table: Table) -> None:
+    """On standard output; whole where that is no terminal, which Rich takes to be 80 columns wide."""
+    from rich.console import Console
+
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(width=None if narrow else _FILE_COLUMNS).print(table)
 
 
 def running(directory: Path) -> dict[str, Any] | None:

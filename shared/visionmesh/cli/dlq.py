@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from visionmesh.cli.console import DIRECTORY, Compose, Directory, connect, fail
+from visionmesh.cli.console import DIRECTORY, Compose, Directory, connect, fail, print_table
 
 app = typer.Typer(help="Dead letters: list, show, replay.", no_args_is_help=True)
 
@@ -24,7 +24,6 @@ def list_letters(
 ) -> None:
     """Count the dead letters of every topic, by reason."""
     connect(directory, compose=compose)
-    from rich.console import Console
     from rich.table import Column, Table
 
     from visionmesh.settings import get_settings
@@ -47,7 +46,7 @@ def list_letters(
         text = ", ".join(f"{count} {code}" for code, count in reasons.most_common())
         table.add_row(topic, str(reasons.total()), str(replayed), text)
     if not as_json:
-        Console().print(table)
+        print_table(table)
 
 
 @app.command("show")

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from visionmesh.api_keys import PER_MINUTE, Scope
-from visionmesh.cli.console import complain, fail
+from visionmesh.cli.console import complain, fail, print_table
 from visionmesh.settings import ROOT
 
 app = typer.Typer(help="API keys: who is let in, and what for.", no_args_is_help=True)
@@ -46,7 +46,6 @@ def create(
 @app.command("list")
 def list_keys(file: File = FILE) -> None:
     """List the keys, without the keys themselves."""
-    from rich.console import Console
     from rich.table import Table
 
     from visionmesh.api_keys import KeysError, read_keys
@@ -58,7 +57,7 @@ def list_keys(file: File = FILE) -> None:
             table.add_row(key.name, " ".join(key.scopes), str(key.per_minute), made)
     except KeysError as error:
         fail(str(error))
-    Console().print(table)
+    print_table(table)
 
 
 @app.command("revoke")

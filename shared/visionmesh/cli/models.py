@@ -12,7 +12,7 @@ import typer
 
 from visionmesh.cli.build import build
 from visionmesh.cli.compare import compare
-from visionmesh.cli.console import fail
+from visionmesh.cli.console import fail, print_table
 from visionmesh.cli.export_qrdet import export_qrdet
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON line per model.")
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """List the models of models.toml, those built here and, where MLFLOW_TRACKING_URI is set, MLflow's."""
-    from rich.console import Console
     from rich.table import Column, Table
 
     with _sentences():
@@ -47,7 +46,7 @@ def list_models(as_json: AsJson = False) -> None:
         for row in rows:
             top1 = "" if row["top1"] is None else f"{row['top1']:.2%}"
             table.add_row(row["model"], row["version"], row["kind"], row["family"], top1, row["from"])
-        Console().print(table)
+        print_table(table)
     if fault is not None:
         fail(fault)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import get_args
 
-from visionmesh.cli.console import DIRECTORY, Directory, connect
+from visionmesh.cli.console import DIRECTORY, Directory, connect, print_table
 
 
 def settings(directory: Directory = DIRECTORY) -> None:
@@ -15,7 +15,6 @@ def settings(directory: Directory = DIRECTORY) -> None:
     """
     connect(directory)
     from pydantic import SecretStr
-    from rich.console import Console
     from rich.table import Column, Table
 
     from visionmesh.observability.logs import without_passwords
@@ -33,4 +32,4 @@ def settings(directory: Directory = DIRECTORY) -> None:
         if value is not None and value != text:
             lines.append(f"now: {'***' if secret else without_passwords(value)}")
         table.add_row(variable, "\n".join(lines), field.description or "")
-    Console().print(table)
+    print_table(table)

@@ -10,7 +10,16 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from visionmesh.cli.console import DIRECTORY, DIRECTORY_VARIABLE, Compose, Directory, complain, connect, fail
+from visionmesh.cli.console import (
+    DIRECTORY,
+    DIRECTORY_VARIABLE,
+    Compose,
+    Directory,
+    complain,
+    connect,
+    fail,
+    print_table,
+)
 
 app = typer.Typer(help="Topics, groups and lag.", invoke_without_command=True)
 
@@ -32,7 +41,6 @@ def list_topics(
         context.default_map = {context.invoked_subcommand: {"compose": compose}}
         return
     connect(directory, compose=compose)
-    from rich.console import Console
     from rich.table import Column, Table
 
     from visionmesh.kafka import partition_offsets
@@ -57,7 +65,7 @@ def list_topics(
             sys.stdout.write(json.dumps(row) + "\n")
         table.add_row(*(str(value) for value in row.values()))
     if not as_json:
-        Console().print(table)
+        print_table(table)
 
 
 @app.command("create")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from visionmesh.cli.console import DIRECTORY, Directory, api_key_headers, complain, fail
+from visionmesh.cli.console import DIRECTORY, Directory, api_key_headers, complain, fail, print_table
 from visionmesh.settings import ROOT
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def demo(
         if not once and not stopped():
             _print_addresses(mesh)
             mesh.keep(stopped)
+        complain("stopping")
     if once and not complete:
         fail("Not every picture got all its results.")
 
@@ -247,8 +248,8 @@ def _print_addresses(mesh: Mesh) -> None:
     table = Table("service", "address", title="visionmesh is up; Ctrl-C stops it")
     for replica in mesh.replicas:
         table.add_row(replica.name, replica.url)
+    print_table(table)
     console = Console()
-    console.print(table)
     console.print(f"Logs: {mesh.replicas[0].log.parent}", soft_wrap=True, highlight=False)
     url = mesh.url_of("ingest-api")
     console.print(f'Try: curl -F "file=@samples/cat.jpg" {url}/upload', soft_wrap=True, highlight=False)
@@ -259,7 +260,6 @@ def _print_addresses(mesh: Mesh) -> None:
 def _show_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], bool]) -> bool:
     """Uploads every sample, waits, prints the table; whether every result arrived."""
     import httpx
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -293,7 +293,7 @@ def _show_samples(mesh: Mesh, samples: list[Path], stopped: Callable[[], bool]) 
             end = f"{took * 1000:.0f} ms" if found["status"] == "done" else (found["error"] or "no result")
             shown = "no result" if codes is None else "\n".join(code["content"] for code in codes) or "-"
             table.add_row(sample.name, *cells, Text(shown), end)
-    Console().print(table)
+    print_table(table)
     return complete and not stopped()
 
 
@@ -315,7 +315,6 @@ def _codes(
 def _show_sensors(mesh: Mesh, stopped: Callable[[], bool]) -> None:
     """Prints what Postgres has of every sensor last, as soon as it has something of each."""
     import httpx
-    from rich.console import Console
     from rich.table import Table
 
     with httpx.Client(timeout=10) as client:
@@ -333,7 +332,7 @@ def _show_sensors(mesh: Mesh, stopped: Callable[[], bool]) -> None:
     for one in found:
         values = ", ".join(f"{name} {value}" for name, value in one["values"].items() if value is not None)
         table.add_row(one["sensor"], sources.get(one["sensor"], "-"), str(one["seq"]), values)
-    Console().print(table)
+    print_table(table)
 
 
 def _result(client: Any, image_id: str, mesh: Mesh, stopped: Callable[[], bool]) -> dict[str, Any]:
