@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,8 +12,12 @@ from pydantic import SecretStr
 from tls import Authority, authority
 from visionmesh.database import Database
 from visionmesh.errors import Unavailable
+from visionmesh.object_store import S3ObjectStore
 from visionmesh.settings import Settings
+from visionmesh.stack.native import MinioServer
 from visionmesh.stack.postgres import PostgresServer, installed_binaries, packaged_binaries
+from visionmesh.stack.prepare import prepare_native
+from visionmesh.stack.process import NotReadyError
 
 pytestmark = pytest.mark.native
 
@@ -92,3 +97,82 @@ def test_a_postgres_of_another_authority_is_unavailable(
 def test_a_postgres_of_another_name_is_unavailable(postgres: SecurePostgres, files: Authority) -> None:
     with pytest.raises(Unavailable, match='does not match host name "localhost"'):
         postgres.database(files.ca, "localhost").ping()
+
+
+# MinIO ----------------------------------------------------------------------------------------------------
+
+
+class SecureMinio(MinioServer):
+    """The native stack's, with a certificate."""
+
+    def __init__(self, directory: Path, files: Authority) -> None:
+        super().__init__(directory, None, "geheim-geheim")
+        self._files = files
+
+    def prepare(self) -> None:
+        super().prepare()
+        self._certificates.mkdir(exist_ok=True)
+        shutil.copy(self._files.certificate, self._certificates / "public.crt")
+        shutil.copy(self._files.key, self._certificates / "private.key")
+
+    def command(self) -> Sequence[str]:
+        return [*super().command(), "--certs-dir", str(self._certificates)]
+
+    def probe(self) -> None:
+        try:
+            self.store(self._files.ca).ensure_buckets()
+        except Unavailable as error:
+            raise NotReadyError(str(error)) from error
+
+    def store(self, ca: Path | None, host: str = "127.0.0.1", *, secure: bool = True) -> S3ObjectStore:
+        """Ours, by its settings alone."""
+        return S3ObjectStore.from_settings(
+            Settings(
+                s3_endpoint=f"{host}:{self.port}",
+                s3_access_key=SecretStr("mesh"),
+                s3_secret_key=SecretStr("geheim-geheim"),
+                s3_secure=secure,
+                s3_tls_ca=ca,
+            )
+        )
+
+    @property
+    def _certificates(self) -> Path:
+        return self.directory / "certificates"
+
+
+PICTURE = "raw-images/picture.jpg"
+
+
+@pytest.fixture(scope="module")
+def minio(tmp_path_factory: pytest.TempPathFactory, files: Authority) -> Iterator[SecureMinio]:
+    prepare_native(print)
+    server = SecureMinio(tmp_path_factory.mktemp("s3") / "s3", files)
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_a_picture_is_put_and_got_over_tls(minio: SecureMinio, files: Authority) -> None:
+    store = minio.store(files.ca)
+    assert store.put(PICTURE, [b"picture"], media_type="image/jpeg") == 7
+    assert store.get(PICTURE, max_bytes=7) == b"picture"
+    assert b"".join(store.stream(PICTURE).pieces) == b"picture"
+    # And not otherwise.
+    with pytest.raises(Unavailable):
+        minio.store(None, secure=False).get(PICTURE, max_bytes=7)
+
+
+def test_a_minio_of_another_authority_is_unavailable(minio: SecureMinio, stranger: Authority) -> None:
+    for ca in (stranger.ca, None):
+        store = minio.store(ca)
+        with pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED") as raised:
+            store.get(PICTURE, max_bytes=7)
+        assert raised.value.server == "object_store"
+        with pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            store.put("raw-images/never.jpg", [b"picture"], media_type="image/jpeg")
+
+
+def test_a_minio_of_another_name_is_unavailable(minio: SecureMinio, files: Authority) -> None:
+    with pytest.raises(Unavailable, match="Hostname mismatch"):
+        minio.store(files.ca, "localhost").get(PICTURE, max_bytes=7)
