@@ -32,7 +32,7 @@ def open_sinks(settings: Settings, edge: EdgeSettings) -> list[Sink]:
         # Not every device has the library.
         from edge_publisher.mqtt import MqttBroker, MqttSink
 
-        broker = MqttBroker.from_url(edge.mqtt_url.get_secret_value())
+        broker = MqttBroker.from_url(edge.mqtt_url.get_secret_value(), edge.mqtt_tls_ca)
         sinks.append(MqttSink(broker, edge.mqtt_topic, f"visionmesh-{edge.device_id}"))
     return sinks
 

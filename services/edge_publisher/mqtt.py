@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -37,16 +38,17 @@ _IN_FLIGHT: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class MqttBroker:
-    """Where a broker is, and who one is there."""
+    """Where a broker is, and who one is there. tls_ca: PEM; the system's authorities when None."""
 
     host: str
     port: int
     tls: bool
     username: str | None
     password: str | None
+    tls_ca: Path | None = None
 
     @classmethod
-    def from_url(cls, url: str) -> MqttBroker:
+    def from_url(cls, url: str, tls_ca: Path | None = None) -> MqttBroker:
         """`mqtt[s]://[user:password@]host[:port]`. Raises ValueError with a sentence."""
         parts = urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname or parts.path.strip("/"):
@@ -57,6 +59,7 @@ class MqttBroker:
             parts.scheme == "mqtts",
             None if parts.username is None else unquote(parts.username),
             None if parts.password is None else unquote(parts.password),
+            tls_ca,
         )
 
 
@@ -97,8 +100,6 @@ class MqttSink:
         client.max_inflight_messages_set(_IN_FLIGHT)
         if broker.username is not None:
             client.username_pw_set(broker.username, broker.password)
-        if broker.tls:
-            client.tls_set()
         answered = Event()
         refusals: list[str] = []
 
@@ -111,6 +112,8 @@ class MqttSink:
 
         client.on_connect = on_connect
         try:
+            if broker.tls:
+                client.tls_set(None if broker.tls_ca is None else str(broker.tls_ca))
             client.connect(broker.host, broker.port)
         except OSError as error:
             raise Unavailable("mqtt", f"{broker.host}:{broker.port}: {error}") from error

@@ -331,6 +331,9 @@ class EdgeSettings(BaseSettings):
         default=None,
         description="mqtt://host:port, or mqtts://user:password@host:port, of a broker that gets them too",
     )
+    mqtt_tls_ca: Path | None = Field(
+        default=None, description="PEM of who issued that broker's certificate; the system's when absent"
+    )
     mqtt_topic: str = Field(
         default="visionmesh", description="readings go to <this>/<device_id>/<sensor>, with QoS 1"
     )

@@ -7,8 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion
 from pydantic import SecretStr
 
+from edge_doubles import eventually
+from edge_publisher.mqtt import MqttBroker, MqttSink
+from edge_publisher.queue import Stored
 from tls import Authority, authority
 from visionmesh.database import Database
 from visionmesh.errors import Unavailable
@@ -17,7 +22,7 @@ from visionmesh.settings import Settings
 from visionmesh.stack.native import MinioServer
 from visionmesh.stack.postgres import PostgresServer, installed_binaries, packaged_binaries
 from visionmesh.stack.prepare import prepare_native
-from visionmesh.stack.process import NotReadyError
+from visionmesh.stack.process import NotReadyError, ServerProcess
 
 pytestmark = pytest.mark.native
 
@@ -176,3 +181,100 @@ def test_a_minio_of_another_authority_is_unavailable(minio: SecureMinio, strange
 def test_a_minio_of_another_name_is_unavailable(minio: SecureMinio, files: Authority) -> None:
     with pytest.raises(Unavailable, match="Hostname mismatch"):
         minio.store(files.ca, "localhost").get(PICTURE, max_bytes=7)
+
+
+# MQTT -----------------------------------------------------------------------------------------------------
+
+MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+
+READING = Stored(1, "pi-1", "tfluna", b"a reading")
+
+
+class SecureMosquitto(ServerProcess):
+    """A broker with a certificate."""
+
+    def __init__(self, directory: Path, files: Authority) -> None:
+        super().__init__("mqtt", directory, None)
+        self._files = files
+
+    def prepare(self) -> None:
+        # Started by root it becomes a user of its own, who may not read what is here.
+        (self.directory / "conf").write_text(
+            f"listener {self.port} 127.0.0.1\nallow_anonymous true\nuser root\n"
+            f"certfile {self._files.certificate}\nkeyfile {self._files.key}\n"
+        )
+
+    def command(self) -> Sequence[str]:
+        assert MOSQUITTO is not None
+        return [MOSQUITTO, "-c", "conf"]
+
+    def probe(self) -> None:
+        try:
+            self.publish(self._files.ca)
+        except Unavailable as error:
+            raise NotReadyError(str(error)) from error
+
+    def publish(self, ca: Path | None, host: str = "127.0.0.1") -> None:
+        """A reading, by our sink. Raises `Unavailable`."""
+        sink = MqttSink(MqttBroker.from_url(f"mqtts://{host}:{self.port}", ca), "home", "test")
+        try:
+            sink.send([READING], lambda: False)
+        finally:
+            sink.close()
+
+
+@pytest.fixture(scope="module")
+def mosquitto(tmp_path_factory: pytest.TempPathFactory, files: Authority) -> Iterator[SecureMosquitto]:
+    if MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed")
+    server = SecureMosquitto(tmp_path_factory.mktemp("mqtt") / "mqtt", files)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def received(mosquitto: SecureMosquitto, files: Authority) -> Iterator[list[tuple[str, bytes]]]:
+    """What the broker hands to whoever asks for everything: topic and payload."""
+    messages: list[tuple[str, bytes]] = []
+    subscribed: list[bool] = []
+    client = Client(CallbackAPIVersion.VERSION2)
+    client.tls_set(str(files.ca))
+    client.on_connect = lambda client, *_: client.subscribe("#", qos=1)
+    client.on_subscribe = lambda *_: subscribed.append(True)
+    client.on_message = lambda _, __, message: messages.append((message.topic, message.payload))
+    client.connect("127.0.0.1", mosquitto.port)
+    client.loop_start()
+    eventually(lambda: bool(subscribed), "a subscription")
+    yield messages
+    client.disconnect()
+    client.loop_stop()
+
+
+def test_a_reading_is_published_over_tls(
+    mosquitto: SecureMosquitto, files: Authority, received: list[tuple[str, bytes]]
+) -> None:
+    mosquitto.publish(files.ca)
+    eventually(lambda: bool(received), "the reading")
+    assert received == [("home/pi-1/tfluna", b"a reading")]
+
+
+def test_a_broker_of_another_authority_or_name_is_unavailable(
+    mosquitto: SecureMosquitto,
+    files: Authority,
+    stranger: Authority,
+    received: list[tuple[str, bytes]],
+    tmp_path: Path,
+) -> None:
+    for ca in (stranger.ca, None):
+        with pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED") as raised:
+            mosquitto.publish(ca)
+        assert raised.value.server == "mqtt"
+    with pytest.raises(Unavailable, match="Hostname mismatch"):
+        mosquitto.publish(files.ca, "localhost")
+    with pytest.raises(Unavailable, match="No such file"):
+        mosquitto.publish(tmp_path / "missing.crt")
+    # The one that is published is the first to arrive.
+    mosquitto.publish(files.ca)
+    eventually(lambda: bool(received), "the reading")
+    assert len(received) == 1
