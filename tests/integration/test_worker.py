@@ -335,6 +335,19 @@ def test_a_bug_costs_only_the_guilty_message(mesh: Mesh) -> None:
     assert "ZeroDivisionError: thirteen" in letter["x-traceback"]
 
 
+def test_a_bug_that_quotes_all_it_met_is_told_in_short(mesh: Mesh) -> None:
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        raise ValueError("met " + "x" * 1_000_000)
+
+    mesh.put("only")
+    mesh.start(step)
+    eventually(lambda: mesh.finished(1), "its outcome")
+    (outcome,) = mesh.store.outcomes()
+    assert len(outcome.error or "") < 3_000
+    (letter,) = mesh.letters()
+    assert letter["x-error"].startswith("ValueError: met x")
+
+
 def test_a_bug_that_passes_costs_nothing(mesh: Mesh) -> None:
     failures = iter([True, True])
 

@@ -46,6 +46,9 @@ _IDS: Final = ("image_id", "device_id", "sensor", "seq")
 # A line about a batch names so many of its messages.
 _NAMED: Final = 20
 
+# An error may quote megabytes of what it met, and is kept in a row, a log line and every answer.
+_TOLD_CHARACTERS: Final = 2000
+
 # RFC 9562: 8-4-4-4-12 hexadecimal digits, the first of the third group is the version.
 _UUID_CHARACTERS: Final = 36
 _UUID_VERSION_AT: Final = 14
@@ -286,7 +289,7 @@ class BatchRunner(Generic[C]):
                 return
             except Exception as error:
                 item.traceback = traceback.format_exc()
-                item.verdict = Rejected("bug", f"{type(error).__name__}: {error}")
+                item.verdict = Rejected("bug", _told(error))
 
     def _call_step(self, items: Sequence[_Item[C]]) -> Sequence[Verdict]:
         if self._stop.is_set():
@@ -379,7 +382,7 @@ class BatchRunner(Generic[C]):
                 raise
             item.first_failed_at = time.time()
             item.traceback = traceback.format_exc()
-            item.verdict = Rejected("cannot_store", f"{type(error).__name__}: {error}")
+            item.verdict = Rejected("cannot_store", _told(error))
             self._save(items)
         self._store_seconds.observe(time.perf_counter() - started)
 
@@ -474,6 +477,11 @@ class BatchRunner(Generic[C]):
             )
         self.waiting_for = error
         metrics.RETRIES.labels(self._name, error.server).inc()
+
+
+def _told(error: Exception) -> str:
+    """What went wrong in a step or a store, in one text of bounded length."""
+    return f"{type(error).__name__}: {error}"[:_TOLD_CHARACTERS]
 
 
 def _state(verdict: Verdict | None) -> OutcomeState:
