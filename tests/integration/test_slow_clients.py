@@ -166,10 +166,10 @@ def test_a_body_that_does_not_come(port: int, encoding: str, ended: list[str]) -
 
 @with_patience
 def test_a_body_may_be_slow_but_not_that_slow(port: int, patience: float) -> None:
-    """Twice the patience goes by, and enough comes; then nothing more."""
-    piece = b"x" * 10_000
+    """Twice the patience goes by, and more than enough comes for that; then nothing more."""
+    piece = b"x" * 50_000
     with connect(port) as client:
-        client.sendall(b"POST /length HTTP/1.1\r\nHost: mesh\r\nContent-Length: 100000\r\n\r\n")
+        client.sendall(b"POST /length HTTP/1.1\r\nHost: mesh\r\nContent-Length: 500000\r\n\r\n")
         for _ in range(10):
             pause(2 * patience / 10)
             client.sendall(piece)
