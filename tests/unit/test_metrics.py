@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -107,6 +108,20 @@ def test_a_family_is_told_from_its_neighbours_whatever_they_are_called(tmp_path:
 
 def values(family: ProcessFamily) -> dict[str, float]:
     return {sample.name: sample.value for metric in family.collect() for sample in metric.samples}
+
+
+def test_processor_time_never_falls_though_a_child_ends_between_two_looks(tmp_path: Path) -> None:
+    own = os.getpid()
+    write_process(tmp_path, own, "mesh", 1, ticks=100, pages=1)
+    write_process(tmp_path, own + 1, "child", own, ticks=400, pages=1)
+    family = ProcessFamily(cgroup=tmp_path, proc=tmp_path)
+    told = [values(family)["mesh_process_cpu_seconds_total"]]
+    for ticks in (100, 600):
+        for left in (own, own + 1):
+            shutil.rmtree(tmp_path / str(left), ignore_errors=True)
+        write_process(tmp_path, own, "mesh", 1, ticks=ticks, pages=1)
+        told.append(values(family)["mesh_process_cpu_seconds_total"])
+    assert told == [ticks / os.sysconf("SC_CLK_TCK") for ticks in (500, 500, 600)]
 
 
 def test_a_container_tells_its_limit_and_its_kills(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ class ProcessFamily(Collector):
         self._proc = proc
         self._cgroup = cgroup
         self._root = root
+        self._cpu_seconds = 0.0
 
     def describe(self) -> Iterable[Metric]:
         return self._families().values()
@@ -95,8 +96,10 @@ class ProcessFamily(Collector):
         values: dict[str, float] = {}
         usage = family_usage(os.getpid(), proc=self._proc)
         if usage is not None:
+            # Prometheus takes a counter that falls for one that began anew, and its whole time for new.
+            self._cpu_seconds = max(self._cpu_seconds, usage.cpu_seconds)
             values |= {
-                "cpu": usage.cpu_seconds,
+                "cpu": self._cpu_seconds,
                 "resident": usage.resident_bytes,
                 "processes": usage.processes,
             }
@@ -108,7 +111,8 @@ class ProcessFamily(Collector):
 def family_usage(pid: int, *, proc: Path = _PROC) -> Usage | None:
     """What a process and its descendants use; None where the system does not tell.
 
-    Only ever grows in `cpu_seconds`: the time of a child that ended is its parent's from then on.
+    The time of a child that ended is its parent's from then on. One that ends between the look at its parent
+    and the look at itself is in neither, so that `cpu_seconds` may be too little once.
     """
     children: dict[int, list[_Process]] = {}
     own = None
