@@ -10,11 +10,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from pydantic import ValidationError
-
 from visionmesh.access import Guard, is_published
 from visionmesh.api_keys import KeysError
-from visionmesh.settings import Settings, problems
+from visionmesh.settings import Settings, settings_or_exit
 
 # The first design's, which everybody knows; and what is too short to be any better.
 _FIRST_PASSWORD: Final = "admin123"
@@ -51,11 +49,7 @@ def refusals(settings: Settings, environment: Mapping[str, str]) -> Iterator[str
 
 
 def main() -> int:
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        sys.stderr.write(f"{problems(error)}\n")
-        return 2
+    settings = settings_or_exit()
     reasons = list(refusals(settings, os.environ))
     for reason in reasons:
         sys.stderr.write(f"{reason}\n")

@@ -18,7 +18,6 @@ from typing import Any, Final, Protocol
 import structlog
 import uvicorn
 from fastapi import FastAPI
-from pydantic import ValidationError
 
 from visionmesh.access import Guard
 from visionmesh.api_keys import KeysError
@@ -26,7 +25,7 @@ from visionmesh.errors import Unavailable
 from visionmesh.http_connection import BoundedConnection
 from visionmesh.observability import spans
 from visionmesh.observability.health import Check
-from visionmesh.settings import Settings, get_settings, problems
+from visionmesh.settings import Settings, settings_or_exit
 
 log = structlog.get_logger()
 
@@ -73,11 +72,7 @@ def start(service: Callable[[Settings], int]) -> int:
     What keeps it from starting is told in one line: a setting that does not parse by the name of its
     variable, anything else in the log.
     """
-    try:
-        settings = get_settings()
-    except ValidationError as error:
-        sys.stderr.write(f"{problems(error)}\n")
-        return _WRONG_SETTINGS
+    settings = settings_or_exit()
     try:
         return service(settings)
     except Exception as error:
