@@ -35,7 +35,7 @@ from visionmesh.answers import IMAGE_ID
 from visionmesh.consensus import Fitted
 from visionmesh.contracts import TASKS, is_image_id
 from visionmesh.errors import Rejected, Unavailable
-from visionmesh.http import error_of, errors, told
+from visionmesh.http import error_of, errors, status_of, told
 from visionmesh.object_store import ObjectStore
 from visionmesh.observability import metrics, tracing
 from visionmesh.results import ImageResults, ImageRow, Images
@@ -236,7 +236,7 @@ def _outcome(file: UploadedFile) -> dict[str, Any]:
 
 def _refused_as(error: Rejected | Unavailable) -> Literal["rejected", "failed"]:
     """`rejected` for a fault of the client's, `failed` for one of the mesh, such as too many uploads."""
-    return "failed" if error_of(error).status_code >= HTTPStatus.INTERNAL_SERVER_ERROR else "rejected"
+    return "failed" if status_of(error) >= HTTPStatus.INTERNAL_SERVER_ERROR else "rejected"
 
 
 def _count(file: UploadedFile) -> None:

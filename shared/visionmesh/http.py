@@ -233,16 +233,23 @@ def error_response(
     return JSONResponse({"error": reason, "code": code}, status_code=status, headers=headers)
 
 
+def status_of(error: Rejected | Unavailable) -> int:
+    """The status of `error_of`."""
+    if isinstance(error, Rejected):
+        return _STATUS.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
+    return HTTPStatus.SERVICE_UNAVAILABLE
+
+
 def error_of(error: Rejected | Unavailable) -> JSONResponse:
     """What a failure outcome is over HTTP."""
+    status = status_of(error)
     come_again = {"Retry-After": str(_RETRY_AFTER_SECONDS)}
     if isinstance(error, Rejected):
-        status = _STATUS.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY)
         passes = status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
         return error_response(status, error.code, error.reason, come_again if passes else None)
     # The reason may name addresses and accounts; it is logged and on /ready, and not for clients.
     return error_response(
-        HTTPStatus.SERVICE_UNAVAILABLE,
+        status,
         f"{error.server}_unavailable",
         f"The {_NAMES.get(error.server, error.server.replace('_', ' '))} can't be reached at the moment; "
         "please try again.",
@@ -403,7 +410,7 @@ class _Shell:
                 route = _route_of(scope)
                 metrics.HTTP_REQUESTS.labels(self._service, route, str(status)).inc()
                 # There before the first bug: a series that begins with one has no rise for an alert to see.
-                metrics.HTTP_REQUESTS.labels(self._service, route, "500")
+                metrics.from_zero(metrics.HTTP_REQUESTS, ("500",), self._service, route)
                 metrics.HTTP_SECONDS.labels(self._service, route).observe(time.perf_counter() - started)
                 if trace.sampled:
                     spans.record(_span(scope, trace, route, status, started_ns))
