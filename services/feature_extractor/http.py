@@ -27,13 +27,11 @@ from visionmesh.http import FORM_BYTES, create_app, decode_json, media_type_of, 
 from visionmesh.observability import logs, metrics
 from visionmesh.observability.health import Check
 from visionmesh.registry import ModelSource
-from visionmesh.turn import Turn
+from visionmesh.turn import CALLERS_WAITING, Turn
 
 # The child takes one after the other; meanwhile the next is fetched, which may be as large as a body. What
 # comes by Kafka stands behind no more than these.
 _AT_ONCE: Final = 2
-# As long as callers of ocr-worker.
-_MOST_WAITING: Final = 32
 
 _BODIES: Final[dict[str, Any]] = {
     "application/json": {
@@ -84,7 +82,7 @@ def make_app(
     waiting_bytes: what the bodies of all requests may take together, from when they are sent.
     """
     room = Room(waiting_bytes, max_bytes + FORM_BYTES)
-    turn = Turn(_AT_ONCE, _MOST_WAITING)
+    turn = Turn(_AT_ONCE, CALLERS_WAITING)
     app = create_app(service, checks=checks, max_body_bytes=max_bytes + FORM_BYTES)
 
     def answer(image_id: str | None, data: bytes) -> dict[str, Any]:

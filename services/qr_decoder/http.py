@@ -22,7 +22,7 @@ from visionmesh.errors import Rejected
 from visionmesh.http import FORM_BYTES, create_app, error_response, told
 from visionmesh.observability.health import Check
 from visionmesh.qr_code import as_json
-from visionmesh.turn import Turn
+from visionmesh.turn import CALLERS_WAITING, Turn
 
 # The seed's words.
 _NOTHING: Final = "No QR detected"
@@ -38,9 +38,6 @@ _BODIES: Final[dict[str, Any]] = {
         },
     }
 }
-
-# Callers beyond that are turned away: the last of them would wait longer than it has patience.
-_MOST_WAITING: Final = 32
 
 # Whatever is wrong with a picture, or with how it is to be read.
 _REFUSALS: Final = (400, 408, 413, 415, 422)
@@ -86,7 +83,7 @@ def make_app(
     """
     room = Room(waiting_bytes, max_bytes + FORM_BYTES)
     # One more than are read, so that no child waits. What comes by Kafka stands behind no more than these.
-    turn = Turn(processes + 1, _MOST_WAITING)
+    turn = Turn(processes + 1, CALLERS_WAITING)
     app = create_app(service, checks=checks, max_body_bytes=max_bytes + FORM_BYTES)
     budget: Any = Query(
         None, ge=1, le=max_budget_ms, description="milliseconds, after which the best so far is told"

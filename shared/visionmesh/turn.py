@@ -13,6 +13,10 @@ from visionmesh.errors import Rejected
 _MOST_WAITING: Final = 8
 
 
+# Of callers of a worker's own route, as many as ocr-worker lets wait. The last of more would not be patient.
+CALLERS_WAITING: Final = 32
+
+
 class Turn:
     """Who waits for it holds a connection, neither a file nor a thread. For one event loop."""
 

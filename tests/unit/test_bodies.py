@@ -119,7 +119,7 @@ def test_pictures_that_bodies_only_name_are_fetched_a_few_at_a_time() -> None:
 def test_who_would_wait_too_long_is_asked_to_come_again(
     module: ModuleType, body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MOST_WAITING", 3)
+    monkeypatch.setattr(module, "CALLERS_WAITING", 3)
     gate, begun = Event(), SimpleQueue[None]()
 
     def work(*_: Any, **__: Any) -> Any:
