@@ -18,6 +18,13 @@ from visionmesh.http import error_of
 PIECE = memoryview(b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + bytes(999_989))
 
 
+def intake_with_slow_store(until: Event) -> Intake:
+    """Nothing is stored before that."""
+    store = MagicMock()
+    store.put.side_effect = lambda *_, **__: until.wait(60)
+    return Intake(MagicMock(), store, MagicMock(), bucket="raw-images", max_bytes=10**9)
+
+
 def test_clients_who_send_slowly_do_not_take_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_HELD_IN_ALL_BYTES", 4_500_000)
     intake = Intake(MagicMock(), MagicMock(), MagicMock(), bucket="raw-images", max_bytes=10**9)
@@ -49,9 +56,7 @@ def test_small_pictures_that_wait_to_be_stored_are_held(monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "_THREADS", 1)
     monkeypatch.setattr(module, "read_header", MagicMock())
     slow = Event()
-    store = MagicMock()
-    store.put.side_effect = lambda *_, **__: slow.wait(60)
-    intake = Intake(MagicMock(), store, MagicMock(), bucket="raw-images", max_bytes=10**9)
+    intake = intake_with_slow_store(slow)
     terms = Terms(None, None, ())
 
     async def scene() -> None:
@@ -144,9 +149,7 @@ def test_large_pictures_that_wait_leave_room_for_small_ones(monkeypatch: pytest.
     monkeypatch.setattr(module, "_STREAMS_WAITING", 2)
     monkeypatch.setattr(module, "read_header", MagicMock())
     slow = Event()
-    store = MagicMock()
-    store.put.side_effect = lambda *_, **__: slow.wait(60)
-    intake = Intake(MagicMock(), store, MagicMock(), bucket="raw-images", max_bytes=10**9)
+    intake = intake_with_slow_store(slow)
 
     async def scene() -> None:
         large = [Receiving(intake, None) for _ in range(4)]

@@ -1,10 +1,11 @@
-"""`make sbom` with programs that only write down how they were called."""
+"""`make sbom` and `make audit`, with programs that do nothing but say how they were called."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -25,28 +26,32 @@ esac
 CALLED = 'echo "$@" >> $(basename "$0").calls'
 
 
-def sbom(directory: Path, *, info: int = 0, compose: int = 0) -> subprocess.CompletedProcess[str]:
-    """info, compose: how Docker ends when it is asked whether it is there, and for the images' names."""
+def make(
+    target: str, directory: Path, programs: Mapping[str, str], **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """programs: by name, what those do that the target calls."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
     for name in ("Makefile", "requirements/audit.txt"):
         (directory / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, directory / name)
-    programs = directory / ".venv-audit/bin"
-    programs.mkdir(parents=True)
-    for name, script in {"docker": DOCKER, "syft": CALLED, "cyclonedx-py": CALLED}.items():
-        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
-        (programs / name).chmod(0o755)
-    (programs.parent / "installed").touch()
-    environment = {
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "DOCKER_INFO": str(info),
-        "DOCKER_COMPOSE": str(compose),
-    }
+    folder = directory / ".venv-audit/bin"
+    folder.mkdir(parents=True)
+    for name, script in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    (folder.parent / "installed").touch()
     return subprocess.run(
-        ["make", "--silent", "sbom"],
-        cwd=directory, env=environment, capture_output=True, text=True, check=False,
+        ["make", "--silent", target],
+        cwd=directory, env={"PATH": f"{folder}:{os.environ['PATH']}"} | environment,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def sbom(directory: Path, *, info: int = 0, compose: int = 0) -> subprocess.CompletedProcess[str]:
+    """info, compose: how Docker ends when it is asked whether it is there, and for the images' names."""
+    programs = {"docker": DOCKER, "syft": CALLED, "cyclonedx-py": CALLED}
+    return make("sbom", directory, programs, DOCKER_INFO=str(info), DOCKER_COMPOSE=str(compose))
 
 
 def calls(directory: Path, program: str) -> list[str]:
@@ -75,3 +80,8 @@ def test_without_docker_the_locks_have_theirs_and_it_is_said_what_lacks(tmp_path
 
 def test_it_fails_where_the_images_names_are_not_known(tmp_path: Path) -> None:
     assert sbom(tmp_path, compose=1).returncode != 0
+
+
+def test_make_audit_fails_where_no_image_could_be_scanned(tmp_path: Path) -> None:
+    programs = {"pip-audit": "exit 0", "trivy": "exit 0", "docker": "exit 1"}
+    assert make("audit", tmp_path, programs).returncode != 0

@@ -171,13 +171,19 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "crashing.py"
 
 
-def test_what_crashes_is_started_again_with_growing_pauses(
-    tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def crashing(tmp_path: Path, package: Path) -> Replica:
+    """A replica whose program ends with status 3 whenever it is started; not started yet."""
     package.write_text("raise SystemExit(3)")
+    return Replica(Service("crashing", "crashing", 1), 1, 1, tmp_path / "log")
+
+
+def test_what_crashes_is_started_again_with_growing_pauses(
+    crashing: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = crashing
     now = 0.0
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: now)
-    replica = Replica(Service("crashing", "crashing", 1), 1, 1, tmp_path / "log")
     replica.start(os.environ)
     pauses = []
     for _ in range(4):
@@ -196,12 +202,11 @@ def test_what_crashes_is_started_again_with_growing_pauses(
 
 
 def test_what_can_not_be_started_is_tried_again_after_a_pause(
-    tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+    crashing: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package.write_text("raise SystemExit(3)")
+    replica = crashing
     now = 0.0
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: now)
-    replica = Replica(Service("crashing", "crashing", 1), 1, 1, tmp_path / "log")
     replica.start(os.environ)
     assert replica._process is not None
     replica._process.wait(30)
