@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import yaml
 
 from visionmesh.accounts import ACCOUNTS
 from visionmesh.compose import ComposeError
+from visionmesh.stack.ports import free_port
 
 ROOT: Final = Path(__file__).parents[1]
 ADDRESS: Final = os.environ.get("MESH_PUBLISH_ADDRESS", "127.0.0.1")
@@ -79,6 +79,11 @@ class ComposeMesh:
         pull = ["--pull", "never"] if self.absent else []
         self.compose("up", "--wait", *pull, *options, *words)
 
+    def environment(self) -> dict[str, str]:
+        """In which commands of this machine mean this project."""
+        project = {"COMPOSE_PROJECT_NAME": self.project, "MESH_PUBLISH_ADDRESS": ADDRESS}
+        return os.environ | self.values | project
+
     def containers(self, service: str) -> list[str]:
         return self.compose("ps", "-q", service).split()
 
@@ -123,13 +128,7 @@ def http(port: int) -> str:
 
 def free_ports() -> dict[str, str]:
     """By variable, for the ports that compose publishes beside the gateway's."""
-    return {name: str(_free_port()) for name in PORTS}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return {name: str(free_port()) for name in PORTS}
 
 
 def _can_be_had(service: str) -> bool:

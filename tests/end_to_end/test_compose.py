@@ -367,12 +367,10 @@ def test_every_replica_is_scraped(mesh: ComposeMesh) -> None:
 
 
 def test_the_doctor_finds_nothing_wrong(mesh: ComposeMesh) -> None:
-    project = {"COMPOSE_PROJECT_NAME": mesh.project, "MESH_PUBLISH_ADDRESS": ADDRESS}
-
     def wrong() -> list[dict[str, Any]]:
         done = subprocess.run(
             [sys.executable, "-m", "visionmesh.cli", "doctor", "--compose", "--json"],
-            cwd=ROOT, env=os.environ | mesh.values | project, capture_output=True, text=True, check=False,
+            cwd=ROOT, env=mesh.environment(), capture_output=True, text=True, check=False,
         )  # fmt: skip
         findings = [json.loads(line) for line in done.stdout.splitlines()]
         assert {"kafka", "schema", "sensor-sink"} <= {one["name"] for one in findings}, done.stderr

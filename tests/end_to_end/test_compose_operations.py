@@ -22,7 +22,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import waiting
-from compose_mesh import ADDRESS, ROOT, ComposeMesh, compose_mesh, free_ports, http
+from compose_mesh import ROOT, ComposeMesh, compose_mesh, free_ports, http
 from steady_uploads import SteadyUploads
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
@@ -155,15 +155,8 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeMesh]:
 
 
 def command(mesh: ComposeMesh, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    """A `mesh` command, and the environment in which compose means this project."""
-    project = {"COMPOSE_PROJECT_NAME": mesh.project, "MESH_PUBLISH_ADDRESS": ADDRESS}
-    return [
-        sys.executable,
-        "-m",
-        "visionmesh.cli",
-        *arguments,
-        "--compose",
-    ], os.environ | mesh.values | project
+    """A `mesh` command, and its environment."""
+    return [sys.executable, "-m", "visionmesh.cli", *arguments, "--compose"], mesh.environment()
 
 
 def run(mesh: ComposeMesh, *arguments: str) -> str:
