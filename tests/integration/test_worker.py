@@ -183,7 +183,7 @@ class Mesh:
             name=self.name,
             topic=self.topic,
             step=step,
-            consumer=self.cluster.consumer(self.name),
+            consumer=options.pop("consumer", None) or self.cluster.consumer(self.name),
             publisher=options.pop("publisher", self.cluster.publisher),
             store=self.store,
             **options,
@@ -872,6 +872,43 @@ def test_a_commit_that_an_outage_swallowed_is_made_up_for(memory_mesh: Mesh) -> 
     eventually(lambda: len(mesh.states()) == 5, "all done")
     assert mesh.cluster.lag(mesh.topic.name, mesh.name) == 5
     broker.available = True
+    eventually(lambda: mesh.finished(5), "all committed")
+
+
+class Refused:
+    """A consumer whose commits are refused while `refused` is set, as the broker does in a rebalance."""
+
+    def __init__(self, consumer: GroupConsumer) -> None:
+        self._consumer = consumer
+        self.refused = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+    def commit(self, *, asynchronous: bool) -> object:
+        return None if self.refused else self._consumer.commit(asynchronous=asynchronous)
+
+
+def test_a_refused_commit_is_made_up_for_though_nothing_was_delivered_since_a_resume(mesh: Mesh) -> None:
+    """A resume seeks, and after a seek a consumer has no position until the next message."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        entered.set()
+        go_on.wait(DEADLINE)
+        return [describe(mesh, value) for value in batch]
+
+    consumer = Refused(mesh.cluster.consumer(mesh.name))
+    worker = mesh.start(step, consumer=consumer, max_batch=2)
+    put_with_one_key(mesh, "first")
+    assert entered.wait(DEADLINE)
+    put_with_one_key(mesh, "two", "batches", "that", "wait")
+    eventually(lambda: worker._paused, "the partitions paused")
+    consumer.refused = True
+    go_on.set()
+    eventually(lambda: len(mesh.states()) == 5 and worker._job is None, "all done")
+    assert mesh.cluster.lag(mesh.topic.name, mesh.name) == 5
+    consumer.refused = False
     eventually(lambda: mesh.finished(5), "all committed")
 
 

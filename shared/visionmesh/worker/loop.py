@@ -361,7 +361,9 @@ class Worker(Generic[C]):
         )
 
     def _commit_passed(self) -> None:
-        """Commits holes that no message followed, and what an outage kept from being committed.
+        """Commits holes that no message followed, and again what the broker did not take.
+
+        An outage swallows commits, and the broker refuses those that meet a rebalance.
 
         Only between batches: where nothing waits, all that was delivered is done. Never from a rebalance,
         for consume() counts messages as delivered that it has yet to return.
@@ -371,11 +373,11 @@ class Worker(Generic[C]):
         positions = self._consumer.position([TopicPartition(*partition) for partition in idle])
         # It is negative as long as there was no delivery.
         passed = [each for each in positions if each.offset >= 0]
+        # After a seek there are none of them until the next message, but commits to make up for.
         self._commit_up_to({(each.topic, each.partition): each.offset for each in passed})
 
     def _commit_up_to(self, ends: Mapping[Partition, int]) -> None:
-        if not ends:
-            return
+        """Commits these, and whatever was stored before and is not committed yet."""
         try:
             # Storing first makes the client refuse what is not ours any more; a bare commit would be
             # accepted by the broker and rewind the new owner. Nor is the answer waited for: close() does,
