@@ -215,6 +215,7 @@ def consumer_config(settings: Settings, group: str, max_batch: int) -> dict[str,
         # that was lost is refused by the client instead of rewinding its new owner.
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
+        "on_commit": partial(_tell_refused, group),
         "auto.offset.reset": "earliest",
         # A topic that is made, or made anew, while the worker runs is found this soon; 5 minutes by default.
         "topic.metadata.refresh.interval.ms": 10_000,
@@ -231,6 +232,14 @@ def consumer_config(settings: Settings, group: str, max_batch: int) -> dict[str,
             "partition.assignment.strategy": "cooperative-sticky",
         }
     return config
+
+
+def _tell_refused(group: str, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
+    """Called from poll() with the answer to a commit that nobody waited for."""
+    errors = [each for each in (error, *(partition.error for partition in partitions)) if each is not None]
+    # A commit that has nothing new to say is answered by the client itself.
+    if errors and errors[0].code() != KafkaError._NO_OFFSET:
+        log.info("commit_refused", worker=group, error=errors[0].str())
 
 
 def producer_config(settings: Settings) -> dict[str, Any]:

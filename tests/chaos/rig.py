@@ -111,7 +111,20 @@ class Rig:
     def wait_home(self, prefix: str, count: int) -> None:
         """Until every picture has its predictions and every group has committed everything."""
         eventually(lambda: self.predicted(prefix) == count, f"{count} pictures predicted")
-        eventually(lambda: self.lag() == 0, "all offsets committed")
+        self.wait_committed()
+
+    def wait_committed(self) -> None:
+        """Until every group has committed everything; else says which has not and what its replicas wrote."""
+        try:
+            eventually(lambda: self.lag() == 0, "all offsets committed")
+        except AssertionError as error:
+            behind = {group for group, lag in self.lags((IMAGES, FEATURES)).items() if lag}
+            logs = [
+                f"{path.name}:\n" + "\n".join(path.read_text().splitlines()[-20:])
+                for path in sorted((self.directory / "logs").glob("*.log"))
+                if path.name.rpartition("-")[0] in behind
+            ]
+            raise AssertionError("\n".join([f"{error}; behind: {behind}", *logs])) from error
 
     def decoded(self, prefix: str) -> int:
         """Pictures of `prefix` whose codes were read, or that have none."""

@@ -101,7 +101,7 @@ def test_killing_a_worker_in_the_middle_of_a_long_document_stores_it_once(rig: R
     assert outcomes(rig, "long")["long"][0] == "running", "it was read before its worker could be killed"
     os.kill(victim.pid, signal.SIGKILL)
     eventually(lambda: outcomes(rig, "long")["long"][0] == "done", "the document read by the other worker")
-    eventually(lambda: rig.lag() == 0, "all offsets committed")
+    rig.wait_committed()
     eventually(lambda: victim.restarts == 1, "the victim started again")
 
     ((_, text),) = texts(rig, "long")

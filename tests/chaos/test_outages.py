@@ -120,7 +120,7 @@ def test_a_store_away_answers_503_and_nothing_is_half_stored(rig: Rig, server: s
         number = int(image_id.rsplit("-", 1)[1])
         assert rig.upload(image_id, picture(number)).status_code == 202
     eventually(lambda: rig.predicted(server) == len(answers) + 20, "the repeated uploads")
-    eventually(lambda: rig.lag() == 0, "all offsets committed")
+    rig.wait_committed()
     rig.check_exact(server, len(answers) + 20)
     assert rig.dead_letters() == 0
     print(f"{name} away for {OUTAGE_SECONDS} s: {len(accepted)} accepted, {len(refused)} times 503")

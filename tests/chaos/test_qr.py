@@ -75,7 +75,7 @@ def test_killing_a_decoder_half_way_stores_every_picture_s_codes_once(rig: Rig) 
         uploading.join()
     assert statuses == [202] * PICTURES
     eventually(lambda: rig.decoded("qr") == PICTURES, "all pictures decoded")
-    eventually(lambda: rig.lag() == 0, "all offsets committed")
+    rig.wait_committed()
     eventually(lambda: victim.restarts == 1, "the victim started again")
 
     stored = rig.query("SELECT image_id, content FROM qr_codes WHERE image_id LIKE 'qr-%%'")

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from structlog.testing import capture_logs
 
 import waiting
 from visionmesh.contracts import ImageFeatures, ImageUploaded
@@ -24,6 +25,7 @@ from visionmesh.kafka import (
     Publisher,
     Record,
     client_config,
+    consumer_config,
     open_consumer,
     partition_offsets,
 )
@@ -497,6 +499,48 @@ def test_a_slow_step_keeps_its_partitions_and_order(mesh: Mesh) -> None:
     assert order == ids(60), "one partition, one member: each message once, in order"
 
 
+class Watched:
+    """A consumer that notes which partitions were paused."""
+
+    def __init__(self, consumer: GroupConsumer) -> None:
+        self._consumer = consumer
+        self.paused: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+    def pause(self, partitions: list[TopicPartition]) -> None:
+        self.paused += [each.partition for each in partitions]
+        self._consumer.pause(partitions)
+
+
+def test_a_partition_is_paused_when_it_has_delivered_and_not_before(mesh: Mesh) -> None:
+    """The client may lose the start of one that is paused too early, and never read it."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        entered.set()
+        go_on.wait(DEADLINE)
+        return [describe(mesh, value) for value in batch]
+
+    def put(key: bytes, *image_ids: str) -> None:
+        mesh.put_raw(
+            *((key, msgspec.json.encode(ImageUploaded(image_id=i, minio_path="b/x"))) for i in image_ids)
+        )
+
+    consumer = Watched(mesh.cluster.consumer(mesh.name))
+    mesh.start(step, consumer=consumer, max_batch=2)
+    put(b"a", "first")
+    assert entered.wait(DEADLINE)
+    put(b"a", "two", "batches", "that", "wait")
+    eventually(lambda: len(consumer.paused) == 1, "the one that delivered is paused")
+    put(b"another", *(f"late-{number}" for number in range(5)))
+    eventually(lambda: len(consumer.paused) == 2, "so is the other one, as soon as it delivers")
+    assert len(set(consumer.paused)) == 2
+    go_on.set()
+    eventually(lambda: mesh.finished(10), "all done")
+
+
 def test_work_of_a_lost_partition_is_not_committed(mesh: Mesh) -> None:
     """A member that is declared dead in the middle of a step must not move the new owner's offsets."""
     if not isinstance(mesh.cluster, MemoryCluster):
@@ -820,6 +864,37 @@ def test_a_revocation_inside_consume_commits_no_message_that_is_still_on_its_way
     assert lags == [1], "the first is committed, the second is not"
 
 
+def test_a_partition_that_was_taken_while_paused_delivers_when_it_comes_back(memory_mesh: Mesh) -> None:
+    mesh = memory_mesh
+    entered, go_on = threading.Event(), threading.Event()
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        entered.set()
+        go_on.wait(DEADLINE)
+        return [describe(mesh, value) for value in batch]
+
+    consumer, worker = scripted_worker(mesh, step)
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    put_with_one_key(mesh, "first")
+    assert entered.wait(DEADLINE)
+    put_with_one_key(mesh, "two", "batches", "and-one")
+    eventually(lambda: worker._paused, "the partition paused")
+    given_up = threading.Event()
+
+    def take_it() -> None:
+        consumer.give_up(idle=False)
+        given_up.set()
+
+    consumer.script = take_it
+    mesh.put_raw((b"another", msgspec.json.encode(ImageUploaded(image_id="other", minio_path="b/x"))))
+    assert given_up.wait(DEADLINE)
+    go_on.set()
+    eventually(lambda: mesh.finished(5), "all done")
+    worker.stop()
+    thread.join(15)
+
+
 def test_a_failed_batch_ends_the_worker_though_a_rebalance_sees_it_first(memory_mesh: Mesh) -> None:
     mesh = memory_mesh
     entered, go_on = threading.Event(), threading.Event()
@@ -910,6 +985,25 @@ def test_a_refused_commit_is_made_up_for_though_nothing_was_delivered_since_a_re
     assert mesh.cluster.lag(mesh.topic.name, mesh.name) == 5
     consumer.refused = False
     eventually(lambda: mesh.finished(5), "all committed")
+
+
+@pytest.mark.servers
+def test_a_commit_that_the_broker_refuses_is_told(settings: Settings) -> None:
+    """One of a consumer that is no member of the group, which has one."""
+    cluster = RealCluster(settings)
+    mesh = Mesh(cluster)
+    worker = mesh.start(lambda batch: [Done() for _ in batch])
+    eventually(lambda: worker.status()["partitions"], "the group has a member")
+    stranger = Consumer(consumer_config(settings, mesh.name, 1))
+    stranger.assign([TopicPartition(mesh.topic.name, 0, 0)])
+    with capture_logs() as logs:
+        stranger.commit(offsets=[TopicPartition(mesh.topic.name, 0, 1)], asynchronous=True)
+        eventually(lambda: stranger.poll(0.1) is None and logs, "the answer to the commit")
+    stranger.close()
+    refused = [line for line in logs if line["event"] == "commit_refused"]
+    assert [(line["worker"], bool(line["error"])) for line in refused] == [(mesh.name, True)]
+    mesh.stop()
+    cluster.publisher.close()
 
 
 def test_a_fatal_error_of_the_consumer_ends_the_worker(memory_mesh: Mesh) -> None:

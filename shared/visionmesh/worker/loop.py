@@ -194,7 +194,9 @@ class Worker(Generic[C]):
         self._step_thread = _StepThread(f"{name}-step", self._runner.run)
         self._buffer = _Buffer(max_batch)
         self._job: _Job | None = None
-        self._paused = False
+        # Partitions that have delivered since they were assigned, and those of them that are paused.
+        self._delivering: set[Partition] = set()
+        self._paused: set[Partition] = set()
         # Every assignment of a partition gets a number of its own: work begun under an older one is not
         # committed, for the partition may have been with another member in between.
         self._epochs: dict[Partition, int] = {}
@@ -303,7 +305,7 @@ class Worker(Generic[C]):
         else:
             # Polling goes on, so that the group stays whole; with the partitions paused, nothing more than
             # what was already on its way comes of it.
-            if full and not self._paused:
+            if full:
                 self._pause()
             self._poll(_SLOW_TICK_SECONDS)
 
@@ -337,6 +339,7 @@ class Worker(Generic[C]):
         messages = self._buffer.take_batch()
         self._consumed.inc(len(messages))
         ends = {_partition(message): message.offset() + 1 for message in messages}
+        self._delivering |= ends.keys()
         epochs = self._epochs
         job_ends = {partition: (end, epochs.get(partition)) for partition, end in ends.items()}
         return _Job(len(messages), job_ends, time.monotonic(), self._step_thread.submit(messages))
@@ -370,7 +373,7 @@ class Worker(Generic[C]):
         """
         self._commit_due = time.monotonic() + _COMMIT_SECONDS
         idle = self._epochs.keys() - self._buffer.partitions()
-        positions = self._consumer.position([TopicPartition(*partition) for partition in idle])
+        positions = self._consumer.position(_places(idle))
         # It is negative as long as there was no delivery.
         passed = [each for each in positions if each.offset >= 0]
         # After a seek there are none of them until the next message, but commits to make up for.
@@ -392,24 +395,28 @@ class Worker(Generic[C]):
     # Pausing
 
     def _pause(self) -> None:
-        self._paused = True
-        self._consumer.pause(self._assigned())
+        """Pauses the partitions that have delivered; another one is paused when it does.
+
+        One that meets the client's own start of fetching can displace it, and the partition then stays silent
+        for as long as it is assigned (confluentinc/librdkafka#5591).
+        """
+        delivering = (self._delivering | self._buffer.partitions()) & self._epochs.keys()
+        if fresh := delivering - self._paused:
+            self._paused |= fresh
+            self._consumer.pause(_places(fresh))
 
     def _resume(self) -> None:
         """Resumes, and seeks to where delivery stopped: without it the fetcher takes 0.8 s to wake up."""
-        self._paused = False
-        assigned = self._assigned()
-        self._consumer.resume(assigned)
-        for position in self._consumer.position(assigned):
+        paused = _places(self._paused)
+        self._paused = set()
+        self._consumer.resume(paused)
+        for position in self._consumer.position(paused):
             # It is negative as long as there was no delivery.
             if position.offset >= 0:
                 try:
                     self._consumer.seek(position)
                 except KafkaException as error:
                     log.info("seek_refused", worker=self.name, error=str(error))
-
-    def _assigned(self) -> list[TopicPartition]:
-        return [TopicPartition(topic, number) for topic, number in self._epochs]
 
     # Rebalances, called from within poll()
 
@@ -418,9 +425,6 @@ class Worker(Generic[C]):
         for partition in partitions:
             self._assignments += 1
             self._epochs[partition.topic, partition.partition] = self._assignments
-        # A partition that was lost while paused comes back paused, and a new one arrives unpaused.
-        if partitions:
-            (consumer.pause if self._paused else consumer.resume)(partitions)
         self._tell_assignment("partitions_assigned", partitions)
 
     def _on_revoke(self, consumer: GroupConsumer, partitions: list[TopicPartition]) -> None:
@@ -439,6 +443,11 @@ class Worker(Generic[C]):
 
     def _forget(self, partitions: list[TopicPartition]) -> None:
         gone = {(partition.topic, partition.partition) for partition in partitions}
+        # It would come back paused.
+        if paused := gone & self._paused:
+            self._consumer.resume(_places(paused))
+        self._paused -= gone
+        self._delivering -= gone
         for key in gone:
             self._epochs.pop(key, None)
         self._buffer.forget(gone)
@@ -468,6 +477,10 @@ class Worker(Generic[C]):
 
 def _partition(message: Message) -> Partition:
     return message.topic(), message.partition()
+
+
+def _places(partitions: Collection[Partition]) -> list[TopicPartition]:
+    return [TopicPartition(*each) for each in partitions]
 
 
 def _size(message: Message) -> int:
