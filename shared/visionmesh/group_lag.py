@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin import OffsetSpec as OffsetSpec  # type: ignore[attr-defined]
 
 from visionmesh.errors import Unavailable
-from visionmesh.kafka import Message, asked_again, client_config, onlooker
+from visionmesh.kafka import Message, asked_again, client_config, committed, onlooker
 from visionmesh.observability import metrics
 from visionmesh.settings import Settings
 
@@ -122,7 +122,7 @@ class GroupLags:
                 continue
             behind = firsts[topic, group] = []
             lags[topic, group] = 0
-            for position in self._groups[group].committed(partitions[topic], timeout=_REQUEST_SECONDS):
+            for position in committed(self._groups[group], partitions[topic], _REQUEST_SECONDS):
                 where = topic, position.partition
                 low, high = lows.get(where, 0), highs.get(where, 0)
                 # Never committed is a negative number: the group begins with what the topic still holds.

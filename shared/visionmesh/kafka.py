@@ -418,6 +418,20 @@ def onlooker(settings: Settings, group: str) -> Consumer:
     return Consumer(client_config(settings) | {"group.id": group, "enable.auto.commit": False})
 
 
+def committed(
+    consumer: Consumer, partitions: Sequence[TopicPartition], timeout: float
+) -> list[TopicPartition]:
+    """What the consumer's group has committed; a negative offset is that of a group that never did.
+
+    Raises `KafkaException`, for the error of a single partition as well: its offset is negative too.
+    """
+    found = consumer.committed(list(partitions), timeout=timeout)
+    for position in found:
+        if position.error is not None:
+            raise KafkaException(position.error)
+    return found
+
+
 class GroupOffsets:
     """The offsets of a group, looked up again and again over the same connection; it joins nothing.
 
@@ -438,10 +452,10 @@ class GroupOffsets:
             raise unavailable(metadata.error)
         partitions = [TopicPartition(self._topic, number) for number in sorted(metadata.partitions)]
         found = []
-        for position in self._consumer.committed(partitions, timeout=5):
+        for position in committed(self._consumer, partitions, 5):
             low, high = self._consumer.get_watermark_offsets(position, timeout=5)
-            committed = position.offset if position.offset >= 0 else None
-            found.append(PartitionOffsets(position.partition, low, high, committed))
+            passed = position.offset if position.offset >= 0 else None
+            found.append(PartitionOffsets(position.partition, low, high, passed))
         return found
 
     def close(self) -> None:

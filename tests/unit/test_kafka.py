@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from visionmesh import kafka
 from visionmesh.errors import Unavailable
-from visionmesh.kafka import KafkaPublisher, OnceInAWhile, PartitionOffsets, Record
+from visionmesh.kafka import KafkaPublisher, OnceInAWhile, PartitionOffsets, Record, committed
 from visionmesh.settings import Settings
 
 
@@ -68,6 +69,16 @@ def test_a_missing_topic_is_told_at_once_and_as_what_will_pass(monkeypatch: pyte
 )
 def test_lag(low: int, high: int, committed: int | None, lag: int) -> None:
     assert PartitionOffsets(0, low, high, committed).lag == lag
+
+
+def test_a_partition_whose_commit_is_not_known_is_not_taken_for_one_that_never_was_committed() -> None:
+    class Onlooker:
+        def committed(self, partitions: list[TopicPartition], timeout: float) -> list[SimpleNamespace]:
+            unstable = KafkaError(KafkaError.UNSTABLE_OFFSET_COMMIT)
+            return [SimpleNamespace(offset=7, error=None), SimpleNamespace(offset=-1001, error=unstable)]
+
+    with pytest.raises(KafkaException, match="UNSTABLE_OFFSET_COMMIT"):
+        committed(cast(Consumer, Onlooker()), [], 1)
 
 
 def test_the_librarys_line_about_a_broker_that_is_away_comes_once_a_minute() -> None:

@@ -23,6 +23,7 @@ from visionmesh.kafka import (
     Record,
     asked_again,
     client_config,
+    committed,
     headers_of,
     onlooker,
     unavailable,
@@ -143,7 +144,7 @@ def read_dead_letters(settings: Settings, topic: str) -> Iterator[DeadLetter]:
         if metadata.error is not None:
             raise unavailable(metadata.error)
         partitions = [TopicPartition(topic, number) for number in sorted(metadata.partitions)]
-        for position in asked_again(lambda: consumer.committed(partitions, timeout=_READ_SECONDS)):
+        for position in asked_again(lambda: committed(consumer, partitions, _READ_SECONDS)):
             low, high = consumer.get_watermark_offsets(position, timeout=_READ_SECONDS)
             for message in read_partition(consumer, TopicPartition(topic, position.partition, low), high):
                 yield _letter(message, replayed=message.offset() < position.offset)
