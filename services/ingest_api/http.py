@@ -159,19 +159,25 @@ def result_routes(
     @router.get(
         "/images/{image_id}/content",
         response_class=Response,
-        responses={200: {"content": {"image/*": {}, "application/pdf": {}}}, **errors(404, 413, 422, 503)},
+        responses={
+            200: {"content": {"image/*": {}, "application/pdf": {}}},
+            304: {"description": "`If-None-Match` names the picture: the client has it"},
+            **errors(404, 413, 422, 503),
+        },
     )
-    def content(image_id: str) -> Response:
+    def content(image_id: str, request: Request) -> Response:
         """The picture itself."""
         row = uploaded(image_id)
+        kept = {"ETag": f'"{row.sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
+        if _is_known(request, kept["ETag"]):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=kept)
         stream = store.stream(row.minio_path)
         return StreamingResponse(
             stream.pieces,
             media_type=row.media_type,
             headers=({} if stream.length is None else {"Content-Length": str(stream.length)})
+            | kept
             | {
-                "ETag": f'"{row.sha256}"',
-                "Cache-Control": "private, max-age=31536000, immutable",
                 # The type was told from the bytes; a browser need not guess again.
                 "X-Content-Type-Options": "nosniff",
             },
@@ -190,6 +196,12 @@ def result_routes(
         return known
 
     return router
+
+
+def _is_known(request: Request, etag: str) -> bool:
+    """Whether the client says that it has what bears this tag."""
+    tags = (tag.strip() for tag in request.headers.get("if-none-match", "").split(","))
+    return any(tag.removeprefix("W/") in (etag, "*") for tag in tags)
 
 
 async def _body(request: Request) -> AsyncIterator[bytes]:

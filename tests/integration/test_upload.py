@@ -180,6 +180,18 @@ def test_what_was_uploaded_can_be_read(service: Service) -> None:
     assert content.headers["x-content-type-options"] == "nosniff"
 
 
+def test_a_client_that_has_the_picture_is_told_so_without_asking_the_store(service: Service) -> None:
+    data = large_jpeg()
+    path = f"/images/{service.upload(data).json()['image_id']}/content"
+    etag = service.http.get(path).headers["etag"]
+    for known in (etag, f"W/{etag}", f'"another", {etag}', "*"):
+        again = service.http.get(path, headers={"If-None-Match": known})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag), known
+    assert service.http.get(path, headers={"If-None-Match": '"another"'}).content == data
+    service.store.available = False
+    assert service.http.get(path, headers={"If-None-Match": etag}).status_code == 304
+
+
 def test_a_picture_is_passed_on_while_it_is_read(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     data = large_jpeg()
     image_id = service.upload(data).json()["image_id"]
