@@ -115,10 +115,17 @@ class Rig:
 
     def wait_committed(self) -> None:
         """Until every group has committed everything; else says which has not and what its replicas wrote."""
+        behind: dict[str, int] = {}
+
+        def committed() -> bool:
+            lags = self.lags((IMAGES, FEATURES))
+            behind.clear()
+            behind.update({group: lag for group, lag in lags.items() if lag})
+            return not behind
+
         try:
-            eventually(lambda: self.lag() == 0, "all offsets committed")
+            eventually(committed, "all offsets committed")
         except AssertionError as error:
-            behind = {group for group, lag in self.lags((IMAGES, FEATURES)).items() if lag}
             logs = [
                 f"{path.name}:\n" + "\n".join(path.read_text().splitlines()[-20:])
                 for path in sorted((self.directory / "logs").glob("*.log"))
