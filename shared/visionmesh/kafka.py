@@ -64,6 +64,7 @@ _PASSING: Final = frozenset(
         KafkaError.NOT_COORDINATOR,
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
     }
 )
 _PASSING_SECONDS: Final = 5.0
@@ -235,11 +236,12 @@ def consumer_config(settings: Settings, group: str, max_batch: int) -> dict[str,
 
 
 def _tell_refused(group: str, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
-    """Called from poll() with the answer to a commit that nobody waited for."""
+    """Called from poll() or consume() with the answer to a commit that nobody waited for."""
     errors = [each for each in (error, *(partition.error for partition in partitions)) if each is not None]
-    # A commit that has nothing new to say is answered by the client itself.
-    if errors and errors[0].code() != KafkaError._NO_OFFSET:
-        log.info("commit_refused", worker=group, error=errors[0].str())
+    # Negative ones are the client's own: there was nothing new to commit, or no broker.
+    if errors and errors[0].code() > 0:
+        numbers = sorted(partition.partition for partition in partitions)
+        log.info("commit_refused", worker=group, partitions=numbers, error=errors[0].str())
 
 
 def producer_config(settings: Settings) -> dict[str, Any]:

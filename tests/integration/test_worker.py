@@ -47,7 +47,7 @@ from visionmesh.worker.loop import Worker
 from visionmesh.worker.retry import Stopped
 from visionmesh.worker.step import Done, Outgoing, Skipped, Step, Verdict
 
-DEADLINE = 20.0
+DEADLINE = 90.0
 TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 eventually = partial(waiting.eventually, seconds=DEADLINE)
@@ -504,13 +504,13 @@ class Watched:
 
     def __init__(self, consumer: GroupConsumer) -> None:
         self._consumer = consumer
-        self.paused: list[int] = []
+        self.paused: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._consumer, name)
 
     def pause(self, partitions: list[TopicPartition]) -> None:
-        self.paused += [each.partition for each in partitions]
+        self.paused |= {each.partition for each in partitions}
         self._consumer.pause(partitions)
 
 
@@ -536,7 +536,6 @@ def test_a_partition_is_paused_when_it_has_delivered_and_not_before(mesh: Mesh) 
     eventually(lambda: len(consumer.paused) == 1, "the one that delivered is paused")
     put(b"another", *(f"late-{number}" for number in range(5)))
     eventually(lambda: len(consumer.paused) == 2, "so is the other one, as soon as it delivers")
-    assert len(set(consumer.paused)) == 2
     go_on.set()
     eventually(lambda: mesh.finished(10), "all done")
 
@@ -639,6 +638,9 @@ def run_until_death(mesh: Mesh, step: Step[ImageUploaded], method: str = "", whe
     consumer = broker.consumer(mesh.name)
 
     def die() -> None:
+        # An idle worker commits as well, and its death then would show nothing.
+        if method in ("store_offsets", "commit") and not mesh.store.outcomes():
+            return
         broker.kill(consumer)
         raise Died
 
@@ -864,6 +866,97 @@ def test_a_revocation_inside_consume_commits_no_message_that_is_still_on_its_way
     assert lags == [1], "the first is committed, the second is not"
 
 
+def test_a_partition_that_is_paused_is_not_starved_by_one_that_is_not(memory_mesh: Mesh) -> None:
+    """What was paused is read again as soon as the slow step is over, whatever else has come."""
+    mesh = memory_mesh
+    assert isinstance(mesh.cluster, MemoryCluster)
+    broker = mesh.cluster.broker
+    order: list[str] = []
+    entered, go_on = threading.Event(), threading.Event()
+
+    def put(key: bytes, *image_ids: str) -> None:
+        """All at once for whoever polls."""
+        broker.available = False
+        for image_id in image_ids:
+            value = msgspec.json.encode(ImageUploaded(image_id=image_id, minio_path="b/x"))
+            broker.append(Record(mesh.topic.name, key, value))
+        broker.available = True
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        if not order:
+            entered.set()
+            go_on.wait(DEADLINE)
+        elif len(order) == 1:
+            # On a partition that had delivered nothing; of the two, the double reads the other one first.
+            put(b"key", *(f"flood-{number}" for number in range(600)))
+        order.extend(value.image_id for value in batch)
+        return [Done() for _ in batch]
+
+    worker = mesh.start(step, max_batch=4)
+    put(b"another", "first")
+    assert entered.wait(DEADLINE)
+    # When the next batch begins, no whole number of them is left.
+    put(b"another", *ids(3))
+    eventually(lambda: len(worker._buffer) == 3, "a first poll")
+    put(b"another", *(f"more-{number}" for number in range(8)))
+    eventually(lambda: worker._paused, "the partition paused")
+    assert len(worker._buffer) == 11
+    put(b"another", "late")
+    go_on.set()
+    eventually(lambda: mesh.finished(613), "all done")
+    assert order.index("late") < 100, "its turn came before the flood was over"
+
+
+def test_a_pause_that_the_client_dropped_is_made_again(memory_mesh: Mesh) -> None:
+    mesh = memory_mesh
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Dropping(Watched):
+        dropped = False
+
+        def pause(self, partitions: list[TopicPartition]) -> None:
+            if self.dropped:
+                super().pause(partitions)
+            self.dropped = True
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        entered.set()
+        go_on.wait(DEADLINE)
+        return [Done() for _ in batch]
+
+    consumer = Dropping(mesh.cluster.consumer(mesh.name))
+    worker = mesh.start(step, consumer=consumer, max_batch=1)
+    put_with_one_key(mesh, "first")
+    assert entered.wait(DEADLINE)
+    put_with_one_key(mesh, *ids(20))
+    eventually(lambda: consumer.paused, "the second pause")
+    assert len(worker._buffer) == 3, "two batches, and one message that came after the first pause"
+    go_on.set()
+    eventually(lambda: mesh.finished(21), "all done")
+
+
+def test_a_message_of_a_partition_that_is_given_up_meanwhile_is_left_to_its_next_owner(
+    memory_mesh: Mesh,
+) -> None:
+    mesh = memory_mesh
+    steps: list[str] = []
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        steps.extend(value.image_id for value in batch)
+        return [describe(mesh, value) for value in batch]
+
+    consumer, worker = scripted_worker(mesh, step)
+    # Between poll(), which returned the message, and the end of consume().
+    consumer.script = lambda: consumer.give_up(idle=False)
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    put_with_one_key(mesh, "one")
+    eventually(lambda: mesh.finished(1), "done by whoever has the partition next")
+    assert steps == ["one"]
+    worker.stop()
+    thread.join(15)
+
+
 def test_a_partition_that_was_taken_while_paused_delivers_when_it_comes_back(memory_mesh: Mesh) -> None:
     mesh = memory_mesh
     entered, go_on = threading.Event(), threading.Event()
@@ -996,12 +1089,17 @@ def test_a_commit_that_the_broker_refuses_is_told(settings: Settings) -> None:
     eventually(lambda: worker.status()["partitions"], "the group has a member")
     stranger = Consumer(consumer_config(settings, mesh.name, 1))
     stranger.assign([TopicPartition(mesh.topic.name, 0, 0)])
+
+    def told() -> list[Any]:
+        return [line for line in logs if line["event"] == "commit_refused"]
+
     with capture_logs() as logs:
         stranger.commit(offsets=[TopicPartition(mesh.topic.name, 0, 1)], asynchronous=True)
-        eventually(lambda: stranger.poll(0.1) is None and logs, "the answer to the commit")
+        eventually(lambda: stranger.poll(0.1) is None and told(), "the answer to the commit")
     stranger.close()
-    refused = [line for line in logs if line["event"] == "commit_refused"]
-    assert [(line["worker"], bool(line["error"])) for line in refused] == [(mesh.name, True)]
+    (line,) = told()
+    assert (line["worker"], line["partitions"]) == (mesh.name, [0])
+    assert "member" in line["error"]
     mesh.stop()
     cluster.publisher.close()
 

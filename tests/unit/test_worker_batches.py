@@ -38,11 +38,11 @@ class Mesh:
         self.topic = Topic(f"in-{self.name}", ImageUploaded, "image_id", "", (self.name,))
         self.put(messages, size)
 
-    def put(self, messages: int, size: int) -> None:
+    def put(self, messages: int, size: int, key: bytes = b"one") -> None:
         value = msgspec.json.encode(ImageUploaded("one", "b/" + "x" * (size - 40)))
         assert abs(len(value) - size) < 20
         for _ in range(messages):
-            self.broker.append(Record(self.topic.name, b"one", value))
+            self.broker.append(Record(self.topic.name, key, value))
 
     @contextmanager
     def worker(self, step: Step, max_batch: int) -> Iterator[Worker[ImageUploaded]]:
@@ -87,6 +87,25 @@ def test_a_batch_is_as_large_as_its_bytes_allow_and_has_one_message_at_least(
     with mesh.worker(step, max_batch=10):
         eventually(lambda: mesh.lag() == 0, "an end of all messages")
     assert seen == batches
+
+
+def test_of_a_partition_that_had_delivered_nothing_one_message_comes_while_a_slow_step_runs() -> None:
+    mesh = Mesh(16, MIB - 1000)
+    go_on = threading.Event()
+
+    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        go_on.wait(DEADLINE)
+        return [Done()] * len(batch)
+
+    with mesh.worker(step, max_batch=16) as worker:
+        eventually(lambda: mesh.in_flight() == 16, "the first poll")
+        eventually(lambda: worker._paused, "the partition paused")
+        for key in (b"two", b"four"):
+            mesh.put(8, MIB - 1000, key)
+        eventually(lambda: len(worker._paused) == 3, "the others paused")
+        assert mesh.in_flight() == 18
+        go_on.set()
+        eventually(lambda: mesh.lag() == 0, "an end of all messages, after a resume")
 
 
 def test_nothing_more_is_polled_while_large_messages_wait_for_a_slow_step() -> None:

@@ -294,7 +294,8 @@ class Worker(Generic[C]):
             self._poll(self._max_wait)
             return
         grace = job.started + GRACE_SECONDS - time.monotonic()
-        full = self._buffer.batches >= _BATCHES_AHEAD
+        # What is paused waits until the rest is worked off, so a partition that is not must not add to it.
+        full = bool(self._paused) or self._buffer.batches >= _BATCHES_AHEAD
         if not self._buffer:
             self._poll(_TICK_SECONDS if grace > 0 else _SLOW_TICK_SECONDS)
         elif grace > 0:
@@ -303,24 +304,35 @@ class Worker(Generic[C]):
             if not full:
                 self._poll(0)
         else:
-            # Polling goes on, so that the group stays whole; with the partitions paused, nothing more than
-            # what was already on its way comes of it.
+            # Polling goes on, so that the group stays whole. With the partitions paused nothing comes of it,
+            # but for the first message of one that had delivered none.
             if full:
                 self._pause()
-            self._poll(_SLOW_TICK_SECONDS)
+            self._poll(_SLOW_TICK_SECONDS, 1 if full else self._max_batch)
 
-    def _poll(self, timeout: float) -> None:
+    def _poll(self, timeout: float, most: int | None = None) -> None:
+        """Takes what is there, after waiting up to `timeout` seconds for the first. most: messages."""
         first = self._consumer.poll(timeout)
         if first is None:
             return
         # consume() with a timeout waits until the batch is full, which would hold back a lone message.
-        for message in [first, *self._consumer.consume(self._max_batch - 1, 0)]:
+        for message in [first, *self._consumer.consume((most or self._max_batch) - 1, 0)]:
             error = message.error()
             if error is None:
-                self._buffer.append(message)
+                self._take(message)
             else:
                 self._note(error)
         self._count_in_flight()
+
+    def _take(self, message: Message) -> None:
+        partition = _partition(message)
+        # Its partition may have been given up within consume(); whoever has it next gets the message again.
+        if partition not in self._epochs:
+            return
+        self._buffer.append(message)
+        if partition in self._paused:
+            # The client drops a pause that meets one of its own, which it makes for a rebalance.
+            self._consumer.pause(_places([partition]))
 
     def _count_in_flight(self) -> None:
         under_way = 0 if self._job is None else self._job.size
