@@ -226,8 +226,13 @@ def open_rig(
         # Text and sensors have tests of their own.
         replicas = {"ocr-worker": 0, "edge-publisher": 0, "sensor-sink": 0, **scale}
         mesh = Mesh(directory, scale=replicas, ports="free")
-        # Whoever has to wait for a busy machine does not take it for a cache that is away.
-        patient = {"MESH_CACHE_URL": f"{endpoints.cache_url}?socket_timeout=10&socket_connect_timeout=10"}
+        # Whoever has to wait for a busy machine takes it neither for a cache that is away nor for a picture
+        # that hangs, and reads every code. What is done in time is done no later.
+        patient = {
+            "MESH_CACHE_URL": f"{endpoints.cache_url}?socket_timeout=10&socket_connect_timeout=10",
+            "MESH_ISOLATED_DEADLINE_SECONDS": "60",
+            "MESH_QR_BUDGET_MS": "60000",
+        }
         with mesh.started({**endpoints.environment(), **patient, **settings}):
             mesh.wait_until_ready(120)
             rig = Rig(stack, mesh, connected, directory)
