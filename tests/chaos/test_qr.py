@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +15,7 @@ import pytest
 import segno
 from PIL import Image
 
-from chaos.rig import Rig, eventually, open_rig, size
+from chaos.rig import HOME_SECONDS, Rig, eventually, open_rig, size
 
 pytestmark = [pytest.mark.native, pytest.mark.timeout(900)]
 
@@ -60,26 +62,38 @@ def test_killing_a_decoder_half_way_stores_every_picture_s_codes_once(rig: Rig) 
         )
         return int(row[0])
 
-    statuses: list[int] = []
+    statuses: dict[int, int] = {}
+    numbers = itertools.count()
+    struck = threading.Event()
+
+    def upload_some() -> None:
+        # However late the blow falls, there is work to be done then.
+        while (number := next(numbers)) < PICTURES or not struck.is_set():
+            statuses[number] = upload(number)
+
     with ThreadPoolExecutor(4) as clients:
-        uploading = threading.Thread(target=lambda: statuses.extend(clients.map(upload, range(PICTURES))))
-        uploading.start()
-        eventually(lambda: rig.decoded("qr") >= PICTURES // 2, "half of the pictures decoded")
-        while in_hand() == 0:
-            assert rig.decoded("qr") < PICTURES, "all were decoded before one of the decoders could be killed"
-        decoders = [replica for replica in rig.mesh.replicas if replica.service.name == "qr-decoder"]
-        victim = decoders[0]
-        assert victim.pid is not None
-        os.kill(victim.pid, signal.SIGKILL)
-        abandoned = in_hand()
-        uploading.join()
-    assert statuses == [202] * PICTURES
-    eventually(lambda: rig.decoded("qr") == PICTURES, "all pictures decoded")
+        uploading = [clients.submit(upload_some) for _ in range(4)]
+        try:
+            eventually(lambda: rig.decoded("qr") >= PICTURES // 2, "half of the pictures decoded")
+            deadline = time.monotonic() + HOME_SECONDS
+            while in_hand() == 0:
+                assert time.monotonic() < deadline, "no decoder has a picture in hand"
+            victim = rig.replicas_of("qr-decoder")[0]
+            assert victim.pid is not None
+            os.kill(victim.pid, signal.SIGKILL)
+            abandoned = in_hand()
+        finally:
+            struck.set()
+    for client in uploading:
+        client.result()
+    uploads = len(statuses)
+    assert set(statuses.values()) == {202}
+    eventually(lambda: rig.decoded("qr") == uploads, "all pictures decoded")
     rig.wait_committed()
     eventually(lambda: victim.restarts == 1, "the victim started again")
 
     stored = rig.query("SELECT image_id, content FROM qr_codes WHERE image_id LIKE 'qr-%%'")
-    expected = [(f"qr-{number}", content) for number in range(PICTURES) for content in contents(number)]
+    expected = [(f"qr-{number}", content) for number in statuses for content in contents(number)]
     assert sorted(stored) == sorted(expected)
     assert rig.dead_letters() == 0
-    print(f"{PICTURES} pictures, {len(stored)} codes, one of two replicas killed, {abandoned} then in hand")
+    print(f"{uploads} pictures, {len(stored)} codes, one of two replicas killed, {abandoned} then in hand")
