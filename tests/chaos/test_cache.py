@@ -90,6 +90,10 @@ def test_a_cache_that_dies_in_the_middle_loses_nothing(rig: Rig) -> None:
     rig.check_exact("dies", PICTURES)
     assert rig.dead_letters() == 0
     assert counted(rig, "mesh_cache_requests_total", "result")["error"] > before
-    ready = [httpx.get(f"{replica.url}/ready", timeout=60).status_code for replica in rig.mesh.replicas]
-    assert set(ready) == {200}
+
+    def all_ready() -> bool:
+        answers = [httpx.get(f"{replica.url}/ready", timeout=60) for replica in rig.mesh.replicas]
+        return {answer.status_code for answer in answers} == {200}
+
+    eventually(all_ready, "every replica ready without a cache")
     print(f"{PICTURES} uploads, the cache killed in the middle: all results stored")
