@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,20 @@ def simulator_of(device: Device) -> Simulator:
     return link._simulator
 
 
-def plausible(reading: Reading) -> bool:
-    """Whether the world had anything like it at about that time (the sensors' process has the same clock)."""
+def all_plausible(found: list[Reading]) -> bool:
+    """Whether the world had anything like them at about their time (the sensors' process has the same clock).
+
+    What a sensor sent while this machine halted is read, and gets its time, when that goes on.
+    """
+    stamps = [each.monotonic_ns / 1e9 for each in found]
+    halt = max(later - earlier for earlier, later in pairwise(stamps))
+    return all(plausible(each, 2 + halt) for each in found)
+
+
+def plausible(reading: Reading, seconds: float) -> bool:
+    """Whether the world had anything like it in so many seconds before its time."""
     at = reading.monotonic_ns / 1e9
-    around = [at + step / 20 for step in range(-40, 10)]
+    around = [at + step / 20 for step in range(-round(20 * seconds), 10)]
     values: Any = reading.values
     if reading.sensor == "tfluna" and values["valid"]:
         return min(abs(values["distance_cm"] - world.light_distance_cm(each)) for each in around) <= 5
@@ -107,7 +118,7 @@ def test_every_sensor_is_read_twice(sensor: str, changes: dict[str, Any]) -> Non
         assert all(set(each.values) == set(VALUES[sensor].__struct_fields__) for each in found)
         stamps = [each.monotonic_ns for each in found]
         assert stamps == sorted(stamps)
-        assert all(map(plausible, found)), found
+        assert all_plausible(found), found
 
 
 @pytest.mark.parametrize(
@@ -122,6 +133,8 @@ def test_a_sensor_that_goes_away_comes_back_by_itself(sensor: str, told: str) ->
     async def scenario() -> None:
         (device,) = open_devices(settings(sensors=(sensor,), mpu6050_link="serial"))
         simulator = simulator_of(device)
+        # A halt of this machine is no loss, and what is pulled out is known without waiting for silence.
+        device._silence_seconds = 10 * DEADLINE_SECONDS
         await take(device, 3)
         for times in (1, 2):
             await asyncio.to_thread(simulator.do, "unplug", sensor=sensor)
@@ -148,7 +161,7 @@ def test_a_peripheral_that_a_killed_process_left_connected_is_found(changes: dic
         await device.close()
         return found
 
-    assert all(map(plausible, asyncio.run(scenario())))
+    assert all_plausible(asyncio.run(scenario()))
 
 
 @needs_a_bus
@@ -181,26 +194,37 @@ def test_without_a_bus_there_are_the_notifications_alone(form: str, monkeypatch:
         await device.close()
         return found
 
-    assert all(map(plausible, asyncio.run(scenario())))
+    assert all_plausible(asyncio.run(scenario()))
 
 
 def test_noise_on_the_cable_costs_frames_and_gives_no_wrong_distance() -> None:
-    async def scenario() -> tuple[list[Reading], int, dict[str, int]]:
+    async def scenario() -> tuple[list[Reading], dict[str, int]]:
         (device,) = open_devices(settings(sensors=("tfluna",), tfluna_hz=250))
         simulator = simulator_of(device)
+
+        async def sent() -> int:
+            return int((await asyncio.to_thread(simulator.do, "sent"))["tfluna"])
+
         await take(device, 1)
         await asyncio.to_thread(simulator.do, "noise", sensor="tfluna", share=0.01)
-        before = await asyncio.to_thread(simulator.do, "sent")
+        before, seen = await sent(), device.state.readings
         found = await take(device, 1000)
-        after = await asyncio.to_thread(simulator.do, "sent")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while True:
+                readings = device.state.readings
+                frames = await sent()
+                assert readings <= frames
+                # A frame has nine bytes: 8.6 % are hit. What is on its way while they are counted, after a
+                # halt a whole buffer, is read by the next time.
+                if readings - seen >= 0.85 * (frames - before):
+                    break
+                await asyncio.sleep(0.1)
         await device.close()
-        return found, after["tfluna"] - before["tfluna"], device.state.details
+        return found, device.state.details
 
-    found, sent, details = asyncio.run(scenario())
-    assert all(map(plausible, found))
+    found, details = asyncio.run(scenario())
+    assert all_plausible(found)
     assert details["damaged"] > 0
-    # A frame has nine bytes: 8.6 % are hit. As many are on their way when it is counted as fit into a buffer.
-    assert 0.80 * sent - 50 <= len(found) <= sent + 500
 
 
 def test_two_publishers_do_not_share_a_port(tmp_path: Path) -> None:
