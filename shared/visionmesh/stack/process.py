@@ -24,7 +24,8 @@ from visionmesh.stack.ports import LOOPBACK, free_port, is_free
 # are therefore started by this one thread, which lives as long as the process.
 _starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stack-starter")
 
-READY_SECONDS = 60.0
+# For a server that hangs; one that ends is told at once. A broker that was killed recovers its log first.
+READY_SECONDS = 180.0
 PROBE_INTERVAL_SECONDS = 0.05
 PORT_RELEASE_SECONDS = 5.0
 LOG_TAIL_LINES = 30
