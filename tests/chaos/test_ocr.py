@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import httpx
 import psutil
@@ -102,7 +103,7 @@ def test_killing_a_worker_in_the_middle_of_a_long_document_stores_it_once(rig: R
     os.kill(victim.pid, signal.SIGKILL)
     eventually(lambda: outcomes(rig, "long")["long"][0] == "done", "the document read by the other worker")
     rig.wait_committed()
-    eventually(lambda: victim.restarts == 1, "the victim started again")
+    eventually(lambda: victim.restarts == 1 and pages_read(victim) >= 0, "the victim started again")
 
     ((_, text),) = texts(rig, "long")
     pages = text.split("\n\n")
@@ -111,32 +112,36 @@ def test_killing_a_worker_in_the_middle_of_a_long_document_stores_it_once(rig: R
 
 
 def engines(replica: Replica) -> list[psutil.Process]:
-    """The processes that engines live in."""
+    """The processes that engines live in, without those whose end the worker has not noticed yet."""
     assert replica.pid is not None
-    return [child for child in psutil.Process(replica.pid).children() if child.is_running()]
+    children = psutil.Process(replica.pid).children()
+    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSEGV])
 def test_killing_engines_costs_no_more_than_the_picture_they_had(rig: Rig, blow: signal.Signals) -> None:
     prefix = f"struck-{blow.name.lower()}"
     restarts = [replica.restarts for replica in workers(rig)]
-    for number in range(PICTURES):
-        upload(rig, f"{prefix}-{number:03}", png(page_text(number)))
-    strikes = 0
+    strikes = uploads = 0
     deadline = time.monotonic() + HOME_SECONDS
-    while sum(state != "running" for state, _ in outcomes(rig, prefix).values()) < PICTURES // 2:
-        assert time.monotonic() < deadline, "half of the pictures did not come to their end"
+    while strikes < 2 or uploads < PICTURES:
+        assert time.monotonic() < deadline, f"{strikes} engines met, {uploads} pictures uploaded"
+        # However late a blow comes, the engines have work.
+        finished = sum(state != "running" for state, _ in outcomes(rig, prefix).values())
+        for number in range(uploads, finished + PICTURES // 2):
+            upload(rig, f"{prefix}-{number:03}", png(page_text(number)))
+            uploads = number + 1
         for replica in workers(rig):
-            if strikes < 2 and pages_read(replica) > 0 and (found := engines(replica)):
-                found[0].send_signal(blow)
-                strikes += 1
+            with suppress(psutil.NoSuchProcess):
+                if strikes < 2 and pages_read(replica) > 0 and (found := engines(replica)):
+                    found[0].send_signal(blow)
+                    strikes += 1
         time.sleep(0.3)
-    assert strikes == 2
 
     def all_ended() -> bool:
         # One look: between two of them a picture may begin.
         states = [state for state, _ in outcomes(rig, prefix).values()]
-        return len(states) == PICTURES and "running" not in states
+        return len(states) == uploads and "running" not in states
 
     eventually(all_ended, "every picture at its end")
     ended = outcomes(rig, prefix)
@@ -146,9 +151,9 @@ def test_killing_engines_costs_no_more_than_the_picture_they_had(rig: Rig, blow:
     assert all("decoder_crashed" in (ended[image_id][1] or "") for image_id in failed)
     expected = [
         (f"{prefix}-{number:03}", "\n".join([page_text(number)] * 8))
-        for number in range(PICTURES)
+        for number in range(uploads)
         if f"{prefix}-{number:03}" not in failed
     ]
     assert texts(rig, prefix) == expected
     assert [replica.restarts for replica in workers(rig)] == restarts, "the workers themselves go on"
-    print(f"{PICTURES} pictures, {strikes} engines ended by {blow.name}, {len(failed)} pictures failed")
+    print(f"{uploads} pictures, {strikes} engines ended by {blow.name}, {len(failed)} pictures failed")
