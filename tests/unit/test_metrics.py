@@ -7,8 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,34 +50,40 @@ def test_what_waits_is_measured_for_longer_than_alerts_and_deadlines_have() -> N
     assert float(late.split(" > ")[1]) in metrics.END_TO_END_SECONDS._upper_bounds
 
 
-@contextmanager
-def busy_child() -> Iterator[subprocess.Popen[bytes]]:
-    """A process of 50 MB that worked a little, and waits."""
-    program = "x = bytearray(50_000_000); sum(range(3_000_000)); print(flush=True); input()"
-    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    assert child.stdin is not None
-    child.stdout.readline()
-    try:
-        yield child
-    finally:
-        child.stdin.close()
-        child.wait()
-        child.stdout.close()
+# Has a child of 50 MB that works a little and waits, from one line that it is sent until the next. Each line
+# that is printed says that a step is done.
+PARENT = """
+import subprocess, sys
+busy = "x = bytearray(50_000_000); sum(range(3_000_000)); print(flush=True); input()"
+print(flush=True)
+input()
+child = subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE)
+input()
+child.communicate(b"end")
+print(flush=True)
+input()
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_children_are_counted_while_they_live_and_after() -> None:
-    before = family_usage(os.getpid())
+    """Of a process of its own: what else hangs under the tests comes and goes."""
+    usages = []
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdin is not None
+        for _ in range(3):
+            assert parent.stdout.readline() == b"\n"
+            usages.append(family_usage(parent.pid))
+            parent.stdin.write(b"next\n")
+    before, during, after = usages
     assert before is not None
-    with busy_child():
-        during = family_usage(os.getpid())
-    after = family_usage(os.getpid())
     assert during is not None
     assert after is not None
-    assert during.processes == before.processes + 1
+    assert [before.processes, during.processes, after.processes] == [1, 2, 1]
     assert during.resident_bytes > before.resident_bytes + 40_000_000
-    assert after.processes == before.processes
     assert before.cpu_seconds < during.cpu_seconds <= after.cpu_seconds
 
 
