@@ -14,7 +14,7 @@ from visionmesh.settings import ROOT
 SAMPLES = sorted(path.name for path in (ROOT / "samples").iterdir() if path.suffix in {".jpg", ".png"})
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(450)
 def test_the_demo_shows_labels_the_agreed_one_and_codes_and_leaves_nothing(tmp_path: Path) -> None:
     stack = os.environ.get("MESH_TEST_STACK", "embedded")
     options = ["demo", "--once", "--ports", "free", "--stack", stack, "--directory", str(tmp_path)]
@@ -24,7 +24,7 @@ def test_the_demo_shows_labels_the_agreed_one_and_codes_and_leaves_nothing(tmp_p
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=400,
     )
     assert ended.returncode == 0, ended.stderr
     rows = [line for line in ended.stdout.splitlines() if any(name in line for name in SAMPLES)]
