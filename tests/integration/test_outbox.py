@@ -399,11 +399,17 @@ def test_100_mb_stream_through_little_memory(service: Service) -> None:
             yield piece
             peak = max(peak, service.memory())
 
-    response = service.http.post(
-        "/upload", content=watched(), headers={"content-type": "multipart/form-data; boundary=x"}
-    )
-    accepted(response)
-    assert service.objects()[response.json()["minio_path"]] > size
+    answers: list[httpx.Response] = []
+
+    def is_answered() -> bool:
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        answers.append(service.http.post("/upload", content=watched(), headers=headers))
+        return answers[-1].status_code != 503
+
+    # On a busy machine this S3 may put 100 MB together for longer than it is waited for.
+    eventually(is_answered, "the object store keeps it", seconds=6 * DEADLINE)
+    accepted(answers[-1])
+    assert service.objects()[answers[-1].json()["minio_path"]] > size
     print(f"memory before {before / 1e6:.1f} MB, peak +{(peak - before) / 1e6:.1f} MB")
     assert peak - before <= 16e6
 
@@ -428,7 +434,7 @@ def test_a_killed_service_leaves_nothing_unannounced(service: Service) -> None:
 def test_kafka_away(service: Service) -> None:
     service.stack.kafka.stop()
     image_ids = [accepted(service.upload(jpeg(number))) for number in range(200, 220)]
-    assert service.http.get("/ready").status_code == 200
+    eventually(lambda: service.http.get("/ready").status_code == 200, "ready without Kafka")
     service.stack.kafka.start()
     announced(service.stack, image_ids)
     eventually(lambda: service.images.pending() == 0, "all marked as published")
@@ -464,7 +470,7 @@ def test_the_object_store_away(service: Service) -> None:
     service.stack.s3.stop()
     expect_unavailable(service.upload(jpeg(400)), "object_store")
     expect_unavailable(upload_large(service, 6 * 1024 * 1024), "object_store")
-    assert not_ready(service) == {"object_store"}
+    eventually(lambda: not_ready(service) == {"object_store"}, "readiness says which")
     assert len(service.images.images(limit=1000)) == rows
     service.stack.s3.start()
     # This S3 came back without its buckets.
