@@ -41,6 +41,7 @@ from PIL import Image
 from benchmarks.figures import figure, percentile, ratio
 from benchmarks.replicas import unlike_any
 from benchmarks.servers import prepared
+from chaos.rig import held
 from visionmesh.mesh import Mesh
 from visionmesh.object_store import S3ObjectStore
 from visionmesh.settings import ROOT, Settings
@@ -190,6 +191,7 @@ def whole_mesh(kind: StackKind) -> Iterator[Ground]:
     with (
         TemporaryDirectory(prefix="mesh-bench-") as name,
         open_stack(kind, Path(name) / "stack") as stack,
+        held(Path(name)),
     ):
         settings = prepared(stack.endpoints, make_topics=kind == "native")
         mesh = Mesh(Path(name), ports="free", scale={"edge-publisher": 0, "sensor-sink": 0})

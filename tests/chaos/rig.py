@@ -22,7 +22,7 @@ from PIL import Image
 
 from visionmesh.database import migrate
 from visionmesh.kafka import create_topics, partition_offsets
-from visionmesh.mesh import Mesh, Replica
+from visionmesh.mesh import Mesh, Replica, hold
 from visionmesh.object_store import S3ObjectStore
 from visionmesh.settings import Settings
 from visionmesh.stack import Stack, StackKind, open_stack
@@ -197,6 +197,16 @@ class Rig:
 
 
 @contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """As `mesh up` does it, so that the other commands find the mesh that runs there."""
+    lock = hold(directory)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
 def open_rig(
     directory: Path,
     kind: StackKind,
@@ -210,7 +220,7 @@ def open_rig(
     as long as anything else, and none of what is about sensors. settings: variables of the services beyond
     those that connect them.
     """
-    with open_stack(kind, directory / "stack") as stack:
+    with open_stack(kind, directory / "stack") as stack, held(directory):
         endpoints = stack.endpoints
         connected = Settings(
             kafka_bootstrap=endpoints.kafka_bootstrap,
