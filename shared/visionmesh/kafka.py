@@ -420,14 +420,12 @@ def onlooker(settings: Settings, group: str) -> Consumer:
     return Consumer(client_config(settings) | {"group.id": group, "enable.auto.commit": False})
 
 
-def committed(
-    consumer: Consumer, partitions: Sequence[TopicPartition], timeout: float
-) -> list[TopicPartition]:
+def committed(consumer: Consumer, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
     """What the consumer's group has committed; a negative offset is that of a group that never did.
 
     Raises `KafkaException`, for the error of a single partition as well: its offset is negative too.
     """
-    found = consumer.committed(list(partitions), timeout=timeout)
+    found = consumer.committed(partitions, timeout=timeout)
     for position in found:
         if position.error is not None:
             raise KafkaException(position.error)

@@ -20,6 +20,7 @@ import numpy as np
 import psycopg
 from PIL import Image
 
+from running_mesh import PATIENCE
 from visionmesh.database import migrate
 from visionmesh.kafka import create_topics, partition_offsets
 from visionmesh.mesh import Mesh, Replica, hold
@@ -160,10 +161,6 @@ class Rig:
         eventually(lambda: victim.restarts > restarts, f"the end of {victim.name}")
         return victim
 
-    def lag(self) -> int:
-        """Messages about pictures that a running group has not finished."""
-        return sum(self.lags((IMAGES, FEATURES)).values())
-
     def lags(self, topics: Collection[AnyTopic] = TOPICS) -> dict[str, int]:
         """Messages that each running group has not finished."""
         running = {replica.service.name for replica in self.mesh.replicas}
@@ -236,12 +233,9 @@ def open_rig(
         # Text and sensors have tests of their own.
         replicas = {"ocr-worker": 0, "edge-publisher": 0, "sensor-sink": 0, **scale}
         mesh = Mesh(directory, scale=replicas, ports="free")
-        # Whoever has to wait for a busy machine takes it neither for a cache that is away nor for a picture
-        # that hangs, and reads every code. What is done in time is done no later.
-        patient = {
-            "MESH_CACHE_URL": f"{endpoints.cache_url}?socket_timeout=10&socket_connect_timeout=10",
-            "MESH_ISOLATED_DEADLINE_SECONDS": "60",
-            "MESH_QR_BUDGET_MS": "60000",
+        # Nor is a busy machine a cache that is away.
+        patient = PATIENCE | {
+            "MESH_CACHE_URL": f"{endpoints.cache_url}?socket_timeout=10&socket_connect_timeout=10"
         }
         with mesh.started({**endpoints.environment(), **patient, **settings}):
             mesh.wait_until_ready(120)

@@ -36,6 +36,7 @@ from visionmesh.stack import Stack
 from visionmesh.testing.kafka import MemoryBroker, MemoryConsumer, MemoryMessage
 from visionmesh.testing.results import MemoryResultStore
 from visionmesh.topics import Topic
+from visionmesh.worker import loop
 from visionmesh.worker.dead_letters import (
     REPLAYED_FOR,
     Failure,
@@ -180,8 +181,8 @@ class Mesh:
             [Record(self.topic.name, key, value, (("traceparent", TRACE),)) for key, value in records]
         )
 
-    def start(self, step: Step[ImageUploaded], **options: Any) -> Worker[ImageUploaded]:
-        worker = Worker(
+    def worker(self, step: Step[ImageUploaded], **options: Any) -> Worker[ImageUploaded]:
+        return Worker(
             name=self.name,
             topic=self.topic,
             step=step,
@@ -190,6 +191,9 @@ class Mesh:
             store=self.store,
             **options,
         )
+
+    def start(self, step: Step[ImageUploaded], **options: Any) -> Worker[ImageUploaded]:
+        worker = self.worker(step, **options)
         thread = threading.Thread(target=worker.run, daemon=True)
         thread.start()
         self.threads.append((worker, thread))
@@ -232,6 +236,26 @@ def describe(mesh: Mesh, value: ImageUploaded) -> Done:
     return Done(
         rows=(FeaturesRow(value.image_id, features, "m@1"),),
         messages=(Outgoing(mesh.out, ImageFeatures(value.image_id, features, 20)),),
+    )
+
+
+class Held:
+    """A step that says when it was entered, and describes pictures once it may go on."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+
+    def __call__(self, batch: Sequence[ImageUploaded]) -> list[Verdict]:
+        self.entered.set()
+        self.go_on.wait(DEADLINE)
+        return [describe(self._mesh, value) for value in batch]
+
+
+def put_with_one_key(mesh: Mesh, *image_ids: str, key: bytes = b"key") -> None:
+    mesh.put_raw(
+        *((key, msgspec.json.encode(ImageUploaded(image_id=i, minio_path="b/x"))) for i in image_ids)
     )
 
 
@@ -491,9 +515,7 @@ def test_a_slow_step_keeps_its_partitions_and_order(mesh: Mesh) -> None:
         order.extend(value.image_id for value in batch)
         return [describe(mesh, value) for value in batch]
 
-    mesh.put_raw(
-        *((b"one-key", msgspec.json.encode(ImageUploaded(image_id=i, minio_path="b/x"))) for i in ids(60))
-    )
+    put_with_one_key(mesh, *ids(60))
     mesh.start(step, max_batch=4)
     eventually(lambda: mesh.finished(60), "60 done")
     assert order == ids(60), "one partition, one member: each message once, in order"
@@ -516,27 +538,17 @@ class Watched:
 
 def test_a_partition_is_paused_when_it_has_delivered_and_not_before(mesh: Mesh) -> None:
     """The client may lose the start of one that is paused too early, and never read it."""
-    entered, go_on = threading.Event(), threading.Event()
-
-    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
-        entered.set()
-        go_on.wait(DEADLINE)
-        return [describe(mesh, value) for value in batch]
-
-    def put(key: bytes, *image_ids: str) -> None:
-        mesh.put_raw(
-            *((key, msgspec.json.encode(ImageUploaded(image_id=i, minio_path="b/x"))) for i in image_ids)
-        )
+    step = Held(mesh)
 
     consumer = Watched(mesh.cluster.consumer(mesh.name))
     mesh.start(step, consumer=consumer, max_batch=2)
-    put(b"a", "first")
-    assert entered.wait(DEADLINE)
-    put(b"a", "two", "batches", "that", "wait")
+    put_with_one_key(mesh, "first")
+    assert step.entered.wait(DEADLINE)
+    put_with_one_key(mesh, "two", "batches", "that", "wait")
     eventually(lambda: len(consumer.paused) == 1, "the one that delivered is paused")
-    put(b"another", *(f"late-{number}" for number in range(5)))
+    put_with_one_key(mesh, *(f"late-{number}" for number in range(5)), key=b"another")
     eventually(lambda: len(consumer.paused) == 2, "so is the other one, as soon as it delivers")
-    go_on.set()
+    step.go_on.set()
     eventually(lambda: mesh.finished(10), "all done")
 
 
@@ -545,31 +557,15 @@ def test_work_of_a_lost_partition_is_not_committed(mesh: Mesh) -> None:
     if not isinstance(mesh.cluster, MemoryCluster):
         pytest.skip("only the in-memory broker can bury a member at a chosen moment")
     broker = mesh.cluster.broker
-    entered, go_on = threading.Event(), threading.Event()
-
-    def slow(batch: Sequence[ImageUploaded]) -> list[Verdict]:
-        entered.set()
-        go_on.wait(DEADLINE)
-        return [describe(mesh, value) for value in batch]
-
+    step = Held(mesh)
     consumer = broker.consumer(mesh.name)
-    worker = Worker(
-        name=mesh.name,
-        topic=mesh.topic,
-        step=slow,
-        consumer=consumer,
-        publisher=mesh.cluster.publisher,
-        store=mesh.store,
-    )
-    thread = threading.Thread(target=worker.run, daemon=True)
-    thread.start()
+    worker = mesh.start(step, consumer=consumer)
     mesh.put(*ids(10))
-    assert entered.wait(DEADLINE)
+    assert step.entered.wait(DEADLINE)
     broker.kill(consumer)
     eventually(lambda: worker.status()["partitions"] == [], "the loss noticed")
-    go_on.set()
-    worker.stop()
-    thread.join(15)
+    step.go_on.set()
+    mesh.stop()
     assert broker.lag(mesh.topic.name, mesh.name) == 10
     mesh.start(lambda batch: [describe(mesh, value) for value in batch])
     eventually(lambda: mesh.finished(10), "the new owner did the work")
@@ -735,20 +731,15 @@ def test_a_message_that_kills_every_process_costs_three(memory_mesh: Mesh) -> No
 
 def test_a_stop_in_the_middle_of_a_step_is_not_a_death(memory_mesh: Mesh) -> None:
     mesh = memory_mesh
-    entered, go_on = threading.Event(), threading.Event()
-
-    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
-        entered.set()
-        go_on.wait(DEADLINE)
-        return [describe(mesh, value) for value in batch]
+    step = Held(mesh)
 
     mesh.put(*ids(3))
     mesh.start(step, record_attempts=True)
-    assert entered.wait(DEADLINE)
+    assert step.entered.wait(DEADLINE)
     mesh.stop()
     assert mesh.store.interrupted(mesh.name, ids(3)) == [0, 0, 0]
     assert mesh.cluster.lag(mesh.topic.name, mesh.name) == 3
-    go_on.set()
+    step.go_on.set()
 
 
 def test_a_stop_that_meets_the_end_of_an_outage_commits_nothing_that_was_given_up(
@@ -760,7 +751,7 @@ def test_a_stop_that_meets_the_end_of_an_outage_commits_nothing_that_was_given_u
     def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
         raise Unavailable("object_store", "away")
 
-    _, worker = scripted_worker(mesh, step)
+    worker = mesh.worker(step, consumer=scripted(mesh), max_batch=1)
     turn = worker._turn
 
     def stopped_just_before() -> None:
@@ -814,73 +805,49 @@ class Scripted(MemoryConsumer):
         self._leave([key for key in self._owned() if (key not in self._delivered) is idle])
 
 
-def scripted_worker(mesh: Mesh, step: Step[ImageUploaded]) -> tuple[Scripted, Worker[ImageUploaded]]:
+def scripted(mesh: Mesh) -> Scripted:
     assert isinstance(mesh.cluster, MemoryCluster)
-    consumer = Scripted(mesh.cluster.broker, mesh.cluster.broker.consumer(mesh.name).group)
-    return consumer, Worker(
-        name=mesh.name,
-        topic=mesh.topic,
-        step=step,
-        consumer=consumer,
-        publisher=mesh.cluster.publisher,
-        store=mesh.store,
-        max_batch=1,
-    )
-
-
-def put_with_one_key(mesh: Mesh, *image_ids: str) -> None:
-    mesh.put_raw(
-        *((b"key", msgspec.json.encode(ImageUploaded(image_id=i, minio_path="b/x"))) for i in image_ids)
-    )
+    broker = mesh.cluster.broker
+    return Scripted(broker, broker.consumer(mesh.name).group)
 
 
 def test_a_revocation_inside_consume_commits_no_message_that_is_still_on_its_way(memory_mesh: Mesh) -> None:
     """The consumer counts a message as delivered before the loop has it."""
     mesh = memory_mesh
-    entered, go_on = threading.Event(), threading.Event()
+    step = Held(mesh)
     lags: list[int] = []
 
-    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
-        entered.set()
-        go_on.wait(DEADLINE)
-        return [describe(mesh, value) for value in batch]
-
     def revoke_when_the_first_is_done() -> None:
-        go_on.set()
+        step.go_on.set()
         job = worker._job
         assert job is not None
         job.future.result(DEADLINE)
         consumer.give_up(idle=False)
         lags.append(mesh.cluster.lag(mesh.topic.name, mesh.name))
 
-    consumer, worker = scripted_worker(mesh, step)
-    thread = threading.Thread(target=worker.run, daemon=True)
-    thread.start()
+    consumer = scripted(mesh)
+    worker = mesh.start(step, consumer=consumer, max_batch=1)
     put_with_one_key(mesh, "first")
-    assert entered.wait(DEADLINE)
+    assert step.entered.wait(DEADLINE)
     consumer.script = revoke_when_the_first_is_done
     put_with_one_key(mesh, "second")
     eventually(lambda: mesh.finished(2), "both done")
-    worker.stop()
-    thread.join(15)
     assert lags == [1], "the first is committed, the second is not"
 
 
-def test_a_partition_that_is_paused_is_not_starved_by_one_that_is_not(memory_mesh: Mesh) -> None:
+def test_a_partition_that_is_paused_is_not_starved_by_one_that_is_not(
+    memory_mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was paused is read again as soon as the slow step is over, whatever else has come."""
     mesh = memory_mesh
-    assert isinstance(mesh.cluster, MemoryCluster)
-    broker = mesh.cluster.broker
+    # One message to a batch, and no whole number of batches to what waits.
+    monkeypatch.setattr(loop, "_BATCH_BYTES", 4000)
     order: list[str] = []
     entered, go_on = threading.Event(), threading.Event()
 
     def put(key: bytes, *image_ids: str) -> None:
-        """All at once for whoever polls."""
-        broker.available = False
-        for image_id in image_ids:
-            value = msgspec.json.encode(ImageUploaded(image_id=image_id, minio_path="b/x"))
-            broker.append(Record(mesh.topic.name, key, value))
-        broker.available = True
+        large = "b/" + "x" * 2950
+        mesh.put_raw(*((key, msgspec.json.encode(ImageUploaded(i, large))) for i in image_ids))
 
     def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
         if not order:
@@ -892,24 +859,20 @@ def test_a_partition_that_is_paused_is_not_starved_by_one_that_is_not(memory_mes
         order.extend(value.image_id for value in batch)
         return [Done() for _ in batch]
 
-    worker = mesh.start(step, max_batch=4)
+    worker = mesh.start(step)
     put(b"another", "first")
     assert entered.wait(DEADLINE)
-    # When the next batch begins, no whole number of them is left.
     put(b"another", *ids(3))
-    eventually(lambda: len(worker._buffer) == 3, "a first poll")
-    put(b"another", *(f"more-{number}" for number in range(8)))
     eventually(lambda: worker._paused, "the partition paused")
-    assert len(worker._buffer) == 11
     put(b"another", "late")
     go_on.set()
-    eventually(lambda: mesh.finished(613), "all done")
+    eventually(lambda: mesh.finished(605), "all done")
     assert order.index("late") < 100, "its turn came before the flood was over"
 
 
 def test_a_pause_that_the_client_dropped_is_made_again(memory_mesh: Mesh) -> None:
     mesh = memory_mesh
-    entered, go_on = threading.Event(), threading.Event()
+    step = Held(mesh)
 
     class Dropping(Watched):
         dropped = False
@@ -919,19 +882,14 @@ def test_a_pause_that_the_client_dropped_is_made_again(memory_mesh: Mesh) -> Non
                 super().pause(partitions)
             self.dropped = True
 
-    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
-        entered.set()
-        go_on.wait(DEADLINE)
-        return [Done() for _ in batch]
-
     consumer = Dropping(mesh.cluster.consumer(mesh.name))
     worker = mesh.start(step, consumer=consumer, max_batch=1)
     put_with_one_key(mesh, "first")
-    assert entered.wait(DEADLINE)
+    assert step.entered.wait(DEADLINE)
     put_with_one_key(mesh, *ids(20))
     eventually(lambda: consumer.paused, "the second pause")
     assert len(worker._buffer) == 3, "two batches, and one message that came after the first pause"
-    go_on.set()
+    step.go_on.set()
     eventually(lambda: mesh.finished(21), "all done")
 
 
@@ -945,32 +903,23 @@ def test_a_message_of_a_partition_that_is_given_up_meanwhile_is_left_to_its_next
         steps.extend(value.image_id for value in batch)
         return [describe(mesh, value) for value in batch]
 
-    consumer, worker = scripted_worker(mesh, step)
+    consumer = scripted(mesh)
     # Between poll(), which returned the message, and the end of consume().
     consumer.script = lambda: consumer.give_up(idle=False)
-    thread = threading.Thread(target=worker.run, daemon=True)
-    thread.start()
+    mesh.start(step, consumer=consumer, max_batch=1)
     put_with_one_key(mesh, "one")
     eventually(lambda: mesh.finished(1), "done by whoever has the partition next")
     assert steps == ["one"]
-    worker.stop()
-    thread.join(15)
 
 
 def test_a_partition_that_was_taken_while_paused_delivers_when_it_comes_back(memory_mesh: Mesh) -> None:
     mesh = memory_mesh
-    entered, go_on = threading.Event(), threading.Event()
+    step = Held(mesh)
 
-    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
-        entered.set()
-        go_on.wait(DEADLINE)
-        return [describe(mesh, value) for value in batch]
-
-    consumer, worker = scripted_worker(mesh, step)
-    thread = threading.Thread(target=worker.run, daemon=True)
-    thread.start()
+    consumer = scripted(mesh)
+    worker = mesh.start(step, consumer=consumer, max_batch=1)
     put_with_one_key(mesh, "first")
-    assert entered.wait(DEADLINE)
+    assert step.entered.wait(DEADLINE)
     put_with_one_key(mesh, "two", "batches", "and-one")
     eventually(lambda: worker._paused, "the partition paused")
     given_up = threading.Event()
@@ -980,12 +929,10 @@ def test_a_partition_that_was_taken_while_paused_delivers_when_it_comes_back(mem
         given_up.set()
 
     consumer.script = take_it
-    mesh.put_raw((b"another", msgspec.json.encode(ImageUploaded(image_id="other", minio_path="b/x"))))
+    put_with_one_key(mesh, "other", key=b"another")
     assert given_up.wait(DEADLINE)
-    go_on.set()
+    step.go_on.set()
     eventually(lambda: mesh.finished(5), "all done")
-    worker.stop()
-    thread.join(15)
 
 
 def test_a_failed_batch_ends_the_worker_though_a_rebalance_sees_it_first(memory_mesh: Mesh) -> None:
@@ -1006,7 +953,8 @@ def test_a_failed_batch_ends_the_worker_though_a_rebalance_sees_it_first(memory_
         assert isinstance(job.future.exception(DEADLINE), Died)
         consumer.give_up(idle=True)
 
-    consumer, worker = scripted_worker(mesh, step)
+    consumer = scripted(mesh)
+    worker = mesh.worker(step, consumer=consumer, max_batch=1)
     ends: list[BaseException] = []
 
     def run() -> None:
@@ -1059,21 +1007,16 @@ class Refused:
 
 def test_a_refused_commit_is_made_up_for_though_nothing_was_delivered_since_a_resume(mesh: Mesh) -> None:
     """A resume seeks, and after a seek a consumer has no position until the next message."""
-    entered, go_on = threading.Event(), threading.Event()
-
-    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
-        entered.set()
-        go_on.wait(DEADLINE)
-        return [describe(mesh, value) for value in batch]
+    step = Held(mesh)
 
     consumer = Refused(mesh.cluster.consumer(mesh.name))
     worker = mesh.start(step, consumer=consumer, max_batch=2)
     put_with_one_key(mesh, "first")
-    assert entered.wait(DEADLINE)
+    assert step.entered.wait(DEADLINE)
     put_with_one_key(mesh, "two", "batches", "that", "wait")
     eventually(lambda: worker._paused, "the partitions paused")
     consumer.refused = True
-    go_on.set()
+    step.go_on.set()
     eventually(lambda: len(mesh.states()) == 5 and worker._job is None, "all done")
     assert mesh.cluster.lag(mesh.topic.name, mesh.name) == 5
     consumer.refused = False

@@ -89,7 +89,9 @@ def test_a_batch_is_as_large_as_its_bytes_allow_and_has_one_message_at_least(
     assert seen == batches
 
 
-def test_of_a_partition_that_had_delivered_nothing_one_message_comes_while_a_slow_step_runs() -> None:
+@contextmanager
+def held() -> Iterator[tuple[Mesh, Worker[ImageUploaded], threading.Event]]:
+    """A worker with sixteen large messages, the first of which are in a step until the event is set."""
     mesh = Mesh(16, MIB - 1000)
     go_on = threading.Event()
 
@@ -99,6 +101,11 @@ def test_of_a_partition_that_had_delivered_nothing_one_message_comes_while_a_slo
 
     with mesh.worker(step, max_batch=16) as worker:
         eventually(lambda: mesh.in_flight() == 16, "the first poll")
+        yield mesh, worker, go_on
+
+
+def test_of_a_partition_that_had_delivered_nothing_one_message_comes_while_a_slow_step_runs() -> None:
+    with held() as (mesh, worker, go_on):
         eventually(lambda: worker._paused, "the partition paused")
         for key in (b"two", b"four"):
             mesh.put(8, MIB - 1000, key)
@@ -109,15 +116,7 @@ def test_of_a_partition_that_had_delivered_nothing_one_message_comes_while_a_slo
 
 
 def test_nothing_more_is_polled_while_large_messages_wait_for_a_slow_step() -> None:
-    mesh = Mesh(16, MIB - 1000)
-    go_on = threading.Event()
-
-    def step(batch: Sequence[ImageUploaded]) -> list[Verdict]:
-        go_on.wait(DEADLINE)
-        return [Done()] * len(batch)
-
-    with mesh.worker(step, max_batch=16) as worker:
-        eventually(lambda: mesh.in_flight() == 16, "the first poll")
+    with held() as (mesh, worker, go_on):
         mesh.put(64, MIB - 1000)
         eventually(lambda: worker._paused, "the partitions are paused")
         assert mesh.in_flight() == 16, "four under way, and twelve that wait are more than two batches"

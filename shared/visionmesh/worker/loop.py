@@ -308,15 +308,18 @@ class Worker(Generic[C]):
             # but for the first message of one that had delivered none.
             if full:
                 self._pause()
-            self._poll(_SLOW_TICK_SECONDS, 1 if full else self._max_batch)
+            self._poll(_SLOW_TICK_SECONDS)
 
-    def _poll(self, timeout: float, most: int | None = None) -> None:
-        """Takes what is there, after waiting up to `timeout` seconds for the first. most: messages."""
+    def _poll(self, timeout: float) -> None:
+        """Takes what is there, after waiting up to `timeout` seconds for the first message. While partitions
+        are paused that is all: its own is to be paused before it delivers more.
+        """
         first = self._consumer.poll(timeout)
         if first is None:
             return
         # consume() with a timeout waits until the batch is full, which would hold back a lone message.
-        for message in [first, *self._consumer.consume((most or self._max_batch) - 1, 0)]:
+        more = 0 if self._paused else self._max_batch - 1
+        for message in [first, *self._consumer.consume(more, 0)]:
             error = message.error()
             if error is None:
                 self._take(message)
@@ -329,6 +332,7 @@ class Worker(Generic[C]):
         # Its partition may have been given up within consume(); whoever has it next gets the message again.
         if partition not in self._epochs:
             return
+        self._delivering.add(partition)
         self._buffer.append(message)
         if partition in self._paused:
             # The client drops a pause that meets one of its own, which it makes for a rebalance.
@@ -351,7 +355,6 @@ class Worker(Generic[C]):
         messages = self._buffer.take_batch()
         self._consumed.inc(len(messages))
         ends = {_partition(message): message.offset() + 1 for message in messages}
-        self._delivering |= ends.keys()
         epochs = self._epochs
         job_ends = {partition: (end, epochs.get(partition)) for partition, end in ends.items()}
         return _Job(len(messages), job_ends, time.monotonic(), self._step_thread.submit(messages))
@@ -401,8 +404,7 @@ class Worker(Generic[C]):
             self._consumer.commit(asynchronous=True)
         except KafkaException as error:
             # Nothing is lost: the next commit covers this one, or the messages come again.
-            if error.args[0].code() != KafkaError._NO_OFFSET:
-                log.info("commit_refused", worker=self.name, error=str(error))
+            log.info("commit_refused", worker=self.name, error=str(error))
 
     # Pausing
 
@@ -412,8 +414,7 @@ class Worker(Generic[C]):
         One that meets the client's own start of fetching can displace it, and the partition then stays silent
         for as long as it is assigned (confluentinc/librdkafka#5591).
         """
-        delivering = (self._delivering | self._buffer.partitions()) & self._epochs.keys()
-        if fresh := delivering - self._paused:
+        if fresh := self._delivering - self._paused:
             self._paused |= fresh
             self._consumer.pause(_places(fresh))
 
